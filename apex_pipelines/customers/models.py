@@ -1,0 +1,103 @@
+"""Operational tables of the customer: who they are, their keys and their subscription."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from apex_pipelines.platform.postgres import Base
+
+TIMESTAMP = sa.DateTime(timezone=True)
+
+
+class SubscriptionStatus(StrEnum):
+    """States of a subscription; the words are Stripe's, `suspended` is ours (after the last failed retry)."""
+
+    TRIALING = "trialing"
+    ACTIVE = "active"
+    PAST_DUE = "past_due"
+    SUSPENDED = "suspended"
+    CANCELED = "canceled"
+
+
+class KeyScope(StrEnum):
+    """What an API key may do. `historical` lifts the 35-day limit on late events, for imports."""
+
+    INGEST = "ingest"
+    HISTORICAL = "historical"
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.Text)
+    email: Mapped[str] = mapped_column(sa.Text)
+    company_size: Mapped[int | None] = mapped_column(sa.Integer)
+    country: Mapped[str | None] = mapped_column(sa.Text)
+    time_zone: Mapped[str] = mapped_column(sa.Text, server_default="UTC")
+    marketing_consent: Mapped[bool] = mapped_column(sa.Boolean, server_default=sa.true())
+    source: Mapped[str] = mapped_column(sa.Text, comment="signup, simulator, or the name of an import")
+    external_ref: Mapped[str | None] = mapped_column(sa.Text, comment="the customer's name in its source")
+    created_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+
+    __table_args__ = (sa.UniqueConstraint("source", "external_ref"),)
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    customer_id: Mapped[str] = mapped_column(sa.ForeignKey("customers.id"), index=True)
+    label: Mapped[str] = mapped_column(sa.Text, server_default="default")
+    prefix: Mapped[str] = mapped_column(sa.Text, comment="first 12 characters, shown to people")
+    key_hash: Mapped[bytes] = mapped_column(sa.LargeBinary, unique=True, comment="SHA-256 of the whole key")
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
+    created_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+    expires_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
+    revoked_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
+
+
+class Subscription(Base):
+    __tablename__ = "subscriptions"
+
+    id: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    customer_id: Mapped[str] = mapped_column(sa.ForeignKey("customers.id"), index=True)
+    plan_type: Mapped[str] = mapped_column(sa.ForeignKey("plans.plan_type"))
+    status: Mapped[str] = mapped_column(sa.Text)
+    base_price_cents: Mapped[int] = mapped_column(sa.BigInteger)
+    currency: Mapped[str] = mapped_column(sa.Text, server_default="usd")
+    included_impressions: Mapped[int] = mapped_column(sa.BigInteger)
+    started_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+    trial_end: Mapped[datetime | None] = mapped_column(TIMESTAMP)
+    current_period_start: Mapped[datetime] = mapped_column(TIMESTAMP)
+    current_period_end: Mapped[datetime] = mapped_column(TIMESTAMP)
+    cancelled_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
+    updated_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+
+    __table_args__ = (
+        sa.CheckConstraint(
+            "status in ('trialing', 'active', 'past_due', 'suspended', 'canceled')", name="status_known"
+        ),
+        sa.CheckConstraint("(status = 'canceled') = (cancelled_at is not null)", name="canceled_has_time"),
+        sa.Index(
+            "uq_subscriptions_one_open",
+            "customer_id",
+            unique=True,
+            postgresql_where=sa.text("status <> 'canceled'"),
+        ),
+    )
+
+
+class OnboardingProgress(Base):
+    __tablename__ = "onboarding_progress"
+
+    customer_id: Mapped[str] = mapped_column(sa.ForeignKey("customers.id"), primary_key=True)
+    step: Mapped[str] = mapped_column(
+        sa.Text, primary_key=True, comment="signed_up, sdk_downloaded.<platform>, first_request, first_impression"
+    )
+    occurred_at: Mapped[datetime] = mapped_column(TIMESTAMP)

@@ -1,0 +1,110 @@
+"""The business's own data (metrics, plans, thresholds), read from the same seed files that dbt loads.
+
+Belongs here: reading and typing these files. Does not belong here: any rule that uses them.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+
+from apex_pipelines.settings import PROJECT_ROOT
+
+SEEDS = PROJECT_ROOT / "dbt_project" / "seeds"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of the catalogue.
+
+    Attributes
+    ----------
+    scale : int
+        Decimal places kept: a quantity in `unit` is stored as ``quantity * 10**scale``, a whole number.
+    kind : str
+        `usage` (counted and billed) or `signal` (read by models only).
+    metadata_key : str or None
+        Key that each event's metadata must carry, such as the feature's name.
+    """
+
+    metric_type: str
+    unit: str
+    scale: int
+    kind: str
+    metadata_key: str | None
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One plan of the catalogue; price in minor units (cents) a month, quantities a billing period."""
+
+    plan_type: str
+    name: str
+    base_price_cents: int
+    currency: str
+    included_impressions: int
+    included_api_calls: int
+    included_data_transfer_gb: int
+    trial_days: int
+    rank: int
+
+
+def _rows(name: str, folder: Path = SEEDS) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@cache
+def metrics() -> dict[str, Metric]:
+    """Metrics by `metric_type`, in the catalogue's order."""
+    return {
+        row["metric_type"]: Metric(
+            metric_type=row["metric_type"],
+            unit=row["unit"],
+            scale=int(row["scale"]),
+            kind=row["kind"],
+            metadata_key=row["metadata_key"] or None,
+            description=row["description"],
+        )
+        for row in _rows("metric_catalogue")
+    }
+
+
+@cache
+def plans() -> dict[str, Plan]:
+    """Plans by `plan_type`, in the catalogue's order."""
+    numbers = (
+        "base_price_cents", "included_impressions", "included_api_calls",
+        "included_data_transfer_gb", "trial_days", "rank",
+    )  # fmt: skip
+    return {
+        row["plan_type"]: Plan(
+            plan_type=row["plan_type"],
+            name=row["name"],
+            currency=row["currency"],
+            **{name: int(row[name]) for name in numbers},
+        )
+        for row in _rows("plan_catalogue")
+    }
+
+
+@cache
+def thresholds(rule: str) -> dict[str, tuple[Decimal, ...]]:
+    """Thresholds of one life-cycle rule: parameter to its values, ascending.
+
+    Raises
+    ------
+    KeyError
+        If the file has no such rule.
+    """
+    found: dict[str, list[Decimal]] = {}
+    for row in _rows("lifecycle_thresholds"):
+        if row["rule"] == rule:
+            found.setdefault(row["parameter"], []).append(Decimal(row["value"]))
+    if not found:
+        raise KeyError(f"lifecycle_thresholds.csv has no rule {rule!r}")
+    return {name: tuple(sorted(values)) for name, values in found.items()}

@@ -1,0 +1,65 @@
+"""Structured logging: one line an event, to stderr, with secrets masked before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+# What must never be written: API keys of ours and of Stripe/Resend, bearer tokens, passwords in URLs.
+_SECRET = re.compile(
+    r"(apx_[a-z]+_[A-Za-z0-9]{4})[A-Za-z0-9_-]+|((?:sk|rk|whsec|re)_[A-Za-z0-9]{4})[A-Za-z0-9_]+"
+    r"|(Bearer\s+)[^\s\"']+|(://[^:/@\s]*:)[^@/\s]+@"
+)
+_SECRET_FIELDS = frozenset({"api_key", "authorization", "password", "secret", "token"})
+
+
+def mask_secrets(text: str) -> str:
+    """`text` with keys, tokens and URL passwords cut down to what identifies them."""
+
+    def shorten(match: re.Match[str]) -> str:
+        kept = next(part for part in match.groups() if part is not None)
+        return f"{kept}***" + ("@" if match.group(4) else "")
+
+    return _SECRET.sub(shorten, text)
+
+
+def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for name, value in event.items():
+        if name in _SECRET_FIELDS:
+            event[name] = "***"
+        elif isinstance(value, str):
+            event[name] = mask_secrets(value)
+    return event
+
+
+def configure_logging(level: str = "INFO", fmt: str = "console") -> None:
+    """Set up logging of this process. `fmt` is `console` for people or `json` for machines."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if fmt == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _mask_event,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger that carries `name` as its `logger` field."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    return logger

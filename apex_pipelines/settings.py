@@ -1,0 +1,148 @@
+"""Every setting of the platform, typed, with its default. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Settings read from ``APEX_*`` variables and ``.env``; durations in the unit their name ends with.
+
+    Money thresholds, plans and metrics are business data and live in ``dbt_project/seeds``, not here.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="APEX_", env_file=".env", extra="ignore")
+
+    home: Path = Field(Path(".apex"), description="Data folder; everything the platform writes is below it.")
+    clock: str = Field(
+        "system",
+        description="`system`, or an ISO instant such as 1998-07-01T00:00:00Z at which time stands still.",
+    )
+    log_level: str = "INFO"
+    log_format: Literal["console", "json"] = "console"
+
+    # Stores. Unset means embedded.
+    database_url: str | None = None
+    clickhouse_url: str | None = None
+    clickhouse_password: str | None = None
+    warehouse_host: str = "127.0.0.1"
+    warehouse_port: int = 8123
+    warehouse_max_memory_bytes: int = 1_500_000_000
+    warehouse_max_body_bytes: int = 4_000_000_000
+
+    # Ingest API.
+    api_host: str = "127.0.0.1"
+    api_port: int = 8080
+    api_workers: int = 1
+    api_max_body_bytes: int = 1_048_576
+    api_max_batch_events: int = 1_000
+    api_key_cache_seconds: float = 5.0
+    spool_segment_max_bytes: int = 4_194_304
+    spool_segment_max_age_ms: int = 500
+    spool_hard_limit_bytes: int = 10_000_000_000
+    loader_max_rows_per_insert: int = 100_000
+    loader_poll_ms: int = 100
+    event_max_late_days: int = 35
+    event_max_early_seconds: int = 300
+
+    # Orchestration.
+    dagster_host: str = "127.0.0.1"
+    dagster_port: int = 3000
+
+    # Churn.
+    churn_label: Literal["subscription_end", "inactivity"] = "subscription_end"
+    churn_horizon_days: int = 30
+    churn_feature_step_days: int = 14
+    churn_min_events: int = 40
+    churn_flag_probability: float = 0.70
+    churn_holdout_share: float = 0.10
+
+    # Mail.
+    email_provider: Literal["outbox"] = "outbox"
+    email_sender: str = "ApexMediation <noreply@apexmediation.com>"
+    email_operator: str = "operator@apexmediation.com"
+    email_max_attempts: int = 5
+    email_batch_size: int = 100
+    email_daily_quota: int = 0  # 0: no quota (the outbox provider has none)
+    site_url: str = "https://apexmediation.com"
+
+    # Names that the services' own users expect carry no APEX_ prefix.
+    stripe_secret_key: str | None = Field(None, validation_alias="STRIPE_SECRET_KEY")
+    stripe_webhook_secret: str | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRET")
+
+    @cached_property
+    def home_path(self) -> Path:
+        """Absolute data folder. Not created here."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def run_dir(self) -> Path:
+        """Process records of the running stack (pid, port, log file)."""
+        return self.home_path / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.home_path / "logs"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Write-ahead spool of the ingest API; what is here has been acknowledged and not yet loaded."""
+        return self.home_path / "spool"
+
+    @property
+    def warehouse_dir(self) -> Path:
+        return self.home_path / "warehouse"
+
+    @property
+    def postgres_dir(self) -> Path:
+        return self.home_path / "postgres"
+
+    @property
+    def outbox_dir(self) -> Path:
+        """Mails that the `outbox` provider wrote, with an index.html."""
+        return self.home_path / "outbox"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.home_path / "models"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.home_path / "dagster"
+
+    @property
+    def dbt_project_dir(self) -> Path:
+        return PROJECT_ROOT / "dbt_project"
+
+    @property
+    def event_max_late(self) -> timedelta:
+        return timedelta(days=self.event_max_late_days)
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.api_host}:{self.api_port}"
+
+    @property
+    def dagster_url(self) -> str:
+        return f"http://{self.dagster_host}:{self.dagster_port}"
+
+
+def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
+    """Environment for a child process that must see the same data folder and stores.
+
+    Relative paths are made absolute, because a child may run in another folder.
+    """
+    env = dict(os.environ)
+    env["APEX_HOME"] = str(settings.home_path)
+    env["APEX_CLOCK"] = settings.clock
+    env.update(extra)
+    return env
