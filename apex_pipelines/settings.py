@@ -137,12 +137,15 @@ class Settings(BaseSettings):
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
-    """Environment for a child process that must see the same data folder and stores.
+    """Environment for a child process that must see the same settings as this one.
 
-    Relative paths are made absolute, because a child may run in another folder.
+    What was set in code travels as `APEX_*`; paths are made absolute, because a child may run elsewhere.
     """
     env = dict(os.environ)
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if Settings.model_fields[name].validation_alias is None and value is not None:
+            env[f"APEX_{name.upper()}"] = str(value)
     env["APEX_HOME"] = str(settings.home_path)
-    env["APEX_CLOCK"] = settings.clock
     env.update(extra)
     return env

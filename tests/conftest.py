@@ -1,0 +1,146 @@
+"""The world that tests run in: real PostgreSQL, a real ClickHouse engine over HTTP, a clock they control."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.platform import clickhouse, postgres
+from apex_pipelines.platform.clock import ManualClock
+from apex_pipelines.settings import Settings, child_environment
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
+
+# A developer's own settings must not leak into the tests.
+for _name in [name for name in os.environ if name.startswith("APEX_")]:
+    del os.environ[_name]
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    """Wait until `url` answers 200; fail at once when the process has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(
+                f"process {process.args!r} ended with {process.returncode} before {url} answered"
+            )
+        try:
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError(f"{url} did not answer within {seconds} s")
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """SIGTERM, then SIGKILL when that is not obeyed."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+@pytest.fixture(scope="session")
+def _server_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of the servers that all tests share; each test gets its own database and folders."""
+    return Settings(home=tmp_path_factory.mktemp("servers"), warehouse_port=free_port())
+
+
+@pytest.fixture(scope="session")
+def _postgres(_server_settings: Settings) -> Iterator[str]:
+    """URL of a running server with a migrated database that serves as template."""
+    url = postgres.start_embedded(_server_settings)
+    postgres.migrate(_server_settings)
+    yield url
+    postgres.stop_embedded(_server_settings)
+
+
+@pytest.fixture(scope="session")
+def _warehouse(_server_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    log = tmp_path_factory.mktemp("warehouse-log") / "warehouse.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apex_pipelines.platform.warehouse",
+             "--host", "127.0.0.1", "--port", str(_server_settings.warehouse_port)],
+            env=child_environment(_server_settings), stdout=out, stderr=out,
+        )  # fmt: skip
+        wait_until_up(f"http://127.0.0.1:{_server_settings.warehouse_port}/ping", process)
+        client = clickhouse.connect(_server_settings, query_origin="tests")
+        clickhouse.migrate(client)
+        client.close()
+        yield _server_settings
+        stop(process)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, _server_settings: Settings) -> Settings:
+    """Settings of one test: its own data folder and free ports; no store is started for it."""
+    return Settings(
+        home=tmp_path / "apex",
+        clock="2026-06-01T00:00:00Z",
+        api_port=free_port(),
+        dagster_port=free_port(),
+        warehouse_port=_server_settings.warehouse_port,
+    )
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Stands at 2026-06-01 00:00 UTC until the test moves it."""
+    return ManualClock(datetime(2026, 6, 1, tzinfo=UTC))
+
+
+@pytest.fixture
+def engine(settings: Settings, _postgres: str, request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
+    """Engine on a fresh, migrated database of this test; `settings.database_url` points at it too."""
+    name = f"test_{abs(hash(request.node.nodeid)):x}_{os.getpid()}"
+    admin_url = sa.make_url(_postgres).set(drivername="postgresql+psycopg", database="postgres")
+    admin = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with admin.connect() as connection:
+        connection.execute(sa.text(f'create database "{name}" template "{postgres.DATABASE}"'))
+    url = sa.make_url(_postgres).set(database=name)
+    settings.database_url = url.render_as_string(hide_password=False)
+    engine = postgres.create_engine(settings)
+    yield engine
+    engine.dispose()
+    with admin.connect() as connection:
+        connection.execute(sa.text(f'drop database "{name}" with (force)'))
+    admin.dispose()
+
+
+@pytest.fixture
+def warehouse(settings: Settings, _warehouse: Settings) -> Iterator[Client]:
+    """Client of the served warehouse, with the raw and ml tables emptied; `settings` points at it."""
+    settings.clickhouse_url = clickhouse.clickhouse_url(_warehouse)
+    client = clickhouse.connect(settings, query_origin="tests")
+    tables = client.query(
+        "select database, name from system.tables where database in ('raw', 'ml') "
+        "and engine like '%MergeTree' and name != 'schema_migrations'"
+    ).result_rows
+    for database, name in tables:
+        client.command(f"truncate table {database}.{name}")
+    yield client
+    client.close()

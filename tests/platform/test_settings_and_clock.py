@@ -1,0 +1,51 @@
+"""Settings, the clock and masking in logs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from apex_pipelines.platform.clock import ManualClock, SystemClock, clock_from_setting
+from apex_pipelines.platform.logging import mask_secrets
+from apex_pipelines.settings import Settings, child_environment
+
+
+def test_a_child_process_sees_what_was_set_in_code(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "x", api_port=1234, clock="2026-01-01T00:00:00Z")
+    env = child_environment(settings, EXTRA="1")
+    assert env["APEX_HOME"] == str(tmp_path / "x")
+    assert env["APEX_API_PORT"] == "1234"
+    assert env["APEX_CLOCK"] == "2026-01-01T00:00:00Z"
+    assert env["EXTRA"] == "1"
+    assert "APEX_DATABASE_URL" not in env
+
+
+def test_a_frozen_clock_stands_still_until_moved() -> None:
+    clock = clock_from_setting("1998-07-01")
+    assert isinstance(clock, ManualClock)
+    assert clock.now() == datetime(1998, 7, 1, tzinfo=UTC)
+    clock.advance(timedelta(days=1))
+    assert clock.now() == datetime(1998, 7, 2, tzinfo=UTC)
+
+
+def test_a_clock_needs_a_zone_and_a_readable_instant() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        ManualClock(datetime(2026, 1, 1))  # noqa: DTZ001
+    with pytest.raises(ValueError, match="APEX_CLOCK='yesterday'"):
+        clock_from_setting("yesterday")
+    assert isinstance(clock_from_setting("system"), SystemClock)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key apx_live_abcdSECRETSECRET used",
+        "Authorization: Bearer SECRETtoken",
+        "http://default:SECRET@127.0.0.1:8123",
+        "sk_test_abcdSECRETSECRET",
+    ],
+)
+def test_secrets_do_not_reach_the_log(text: str) -> None:
+    assert "SECRET" not in mask_secrets(text)
