@@ -10,9 +10,9 @@ import click
 from apex_pipelines.commands.console import err, json_option, out, show
 from apex_pipelines.platform import doctor as checkup
 from apex_pipelines.platform.dbt import ensure_manifest
-from apex_pipelines.platform.stack import Part, components
 from apex_pipelines.platform.supervisor import Supervisor, read_records
 from apex_pipelines.settings import Settings
+from apex_pipelines.stack import Part, components
 
 WITHOUT_DAGSTER = {Part.STORES, Part.INGEST}
 

@@ -20,6 +20,11 @@ class ManifestError(RuntimeError):
     """dbt could not parse the project; the message carries what dbt said."""
 
 
+def dbt_executable() -> Path:
+    """The `dbt` of the environment that this process runs in, whether or not it is on the PATH."""
+    return Path(sys.executable).with_name("dbt")
+
+
 def manifest_path(settings: Settings) -> Path:
     return settings.dbt_project_dir / "target" / "manifest.json"
 
@@ -39,7 +44,7 @@ def ensure_manifest(settings: Settings) -> Path:
     if manifest.exists() and manifest.stat().st_mtime >= max(path.stat().st_mtime for path in files):
         return manifest
     command = [
-        Path(sys.executable).with_name("dbt"),
+        dbt_executable(),
         "parse",
         "--quiet",
         "--project-dir",

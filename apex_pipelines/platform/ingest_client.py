@@ -9,6 +9,7 @@ An event keeps its `event_id` over all retries; that is what makes repeating saf
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -277,7 +278,7 @@ class IngestClient:
             ) from error
         if len(results) != count:
             raise RequestRefused(
-                f"the API answered for {len(results)} events where {count} were sent; its version differs from ours"
+                f"the API answered for {len(results)} of {count} events; is {self.base_url} our API?"
             )
         return results
 
@@ -291,9 +292,11 @@ def retry_after_seconds(headers: dict[str, str]) -> float | None:
     if value is None:
         return None
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
     except ValueError:
         pass
+    else:
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
     try:
         until, sent = parsedate_to_datetime(value), parsedate_to_datetime(headers["date"])
     except (ValueError, KeyError):

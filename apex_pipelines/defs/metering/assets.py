@@ -1,7 +1,5 @@
 """Raw telemetry: the asset at the root of the graph."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores

@@ -1,7 +1,5 @@
 """Checks on raw telemetry: what was acknowledged is there, once."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import dagster as dg

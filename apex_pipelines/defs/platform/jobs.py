@@ -1,7 +1,5 @@
 """Jobs that go through several domains. Steps of a run share one process: starting one costs seconds."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 CHURN_MODEL = dg.AssetSelection.keys(["ml", "churn_model"])

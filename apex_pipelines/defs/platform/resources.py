@@ -1,7 +1,5 @@
 """The one resource that assets need: connections to both stores, the settings and the clock."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime

@@ -1,7 +1,5 @@
 """When the jobs run, in UTC (SPEC: orchestration)."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from apex_pipelines.defs.platform.jobs import churn_training, daily_chain, usage_limits

@@ -1,7 +1,5 @@
 """dbt's models and seeds as assets, their tests as checks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +8,7 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, dbt_assets
 
 from apex_pipelines.defs.platform.resources import Stores
-from apex_pipelines.platform.dbt import dbt_variables, manifest_path
+from apex_pipelines.platform.dbt import dbt_executable, dbt_variables, manifest_path
 from apex_pipelines.settings import Settings
 
 _SETTINGS = Settings()
@@ -56,7 +54,7 @@ def warehouse_models(context: dg.AssetExecutionContext, dbt: DbtCliResource, sto
 @dg.definitions
 def defs() -> dg.Definitions:
     project_dir = str(_SETTINGS.dbt_project_dir)
-    return dg.Definitions(
-        assets=[warehouse_models],
-        resources={"dbt": DbtCliResource(project_dir=project_dir, profiles_dir=project_dir)},
+    dbt = DbtCliResource(
+        project_dir=project_dir, profiles_dir=project_dir, dbt_executable=str(dbt_executable())
     )
+    return dg.Definitions(assets=[warehouse_models], resources={"dbt": dbt})

@@ -1,7 +1,7 @@
 """What the platform is made of: its processes, in the order in which they start.
 
 Belongs here: names, commands, ports and readiness. Does not belong here: how processes are kept alive
-(`supervisor.py`).
+(`platform/supervisor.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import psutil
 import sqlalchemy as sa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from apex_pipelines.billing.store import sync_plans
 from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.platform.supervisor import Component, Process, ProcessRecord, StackError, write_record
 from apex_pipelines.settings import PROJECT_ROOT, Settings, child_environment
@@ -90,7 +91,7 @@ class EmbeddedPostgres:
 
 
 class Migrations:
-    """Brings both stores to the newest schema; a step of starting, with nothing to keep running."""
+    """Brings both stores to the newest schema and the plans to the catalogue; nothing to keep running."""
 
     name = "migrations"
 
@@ -100,6 +101,9 @@ class Migrations:
     def start(self) -> None:
         try:
             postgres.migrate(self.settings)
+            engine = postgres.create_engine(self.settings, poolclass=sa.NullPool)
+            with engine.begin() as connection:
+                sync_plans(connection)
             client = clickhouse.connect(self.settings, query_origin="migrations")
             clickhouse.migrate(client)
             client.close()

@@ -1,0 +1,108 @@
+"""`apex demo`: runs the main job and prints what happened and where to look."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+from apex_pipelines.commands.console import err, out
+from apex_pipelines.demo import DemoPlan, DemoResult, run_demo, settled_plan
+from apex_pipelines.platform.clock import clock_from_setting
+from apex_pipelines.platform.logging import configure_logging
+from apex_pipelines.settings import Settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  apex demo
+  apex demo --customers 100 --days 90
+  apex demo --data access.log
+"""
+)
+@click.option("--customers", type=click.IntRange(0), help="Simulated customers [500].")
+@click.option("--days", type=click.IntRange(1, 720), help="Days of their lives [180].")
+@click.option("--seed", type=int, help="Seed of their lives [42].")
+@click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Day on which the chain runs [today, UTC].")
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="File to import too; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def demo(
+    settings: Settings,
+    customers: int | None,
+    days: int | None,
+    seed: int | None,
+    as_of: datetime | None,
+    data: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Run the whole chain on simulated customers (and your files), from empty folders to mails.
+
+    Running it again continues or repeats the same demo: nothing is counted or mailed twice.
+    """
+    if settings.log_level == "INFO":
+        # The demo tells its own story; the processes' logs are in files.
+        configure_logging("WARNING", settings.log_format)
+    today = as_of.date() if as_of else clock_from_setting(settings.clock).now().date()
+    wanted = DemoPlan(
+        as_of=today,
+        customers=500 if customers is None else customers,
+        days=180 if days is None else days,
+        seed=42 if seed is None else seed,
+    )
+    explicit = any(value is not None for value in (customers, days, seed, as_of))
+    plan = settled_plan(settings, wanted, explicit=explicit)
+    with _announcer(quiet=as_json) as announce:
+        result = run_demo(settings, plan, list(data), announce)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), default=str, indent=2))
+    else:
+        _print(settings, result)
+    if not result.exact:
+        raise click.ClickException("the totals do not agree; see above")
+
+
+@contextmanager
+def _announcer(*, quiet: bool) -> Iterator[Callable[[str, str], None]]:
+    """Shows the stage under way with a spinner on a terminal, one line a stage elsewhere."""
+    began = time.monotonic()
+    current = ""
+
+    def plain(stage: str, _line: str) -> None:
+        nonlocal current
+        if stage != current and not quiet:
+            current = stage
+            err.print(f"[{time.monotonic() - began:5.0f} s] {stage}", highlight=False)
+
+    if quiet or not err.is_terminal:
+        yield plain
+        return
+    with Live(console=err, transient=True, refresh_per_second=8) as live:
+        yield lambda stage, line: live.update(
+            Spinner("dots", text=f"{time.monotonic() - began:4.0f} s  {stage}  {line}")
+        )
+
+
+def _print(settings: Settings, result: DemoResult) -> None:
+    for title, rows in result.tables():
+        table = Table(title=title, title_justify="left", show_header=False, min_width=72)
+        table.add_column(overflow="fold")
+        table.add_column(justify="right", overflow="fold")
+        for name, value in rows:
+            table.add_row(name, value)
+        out.print(table)
+    out.print("[bold]Where to look[/]")
+    out.print(f"  mails          {settings.outbox_dir / 'index.html'}", soft_wrap=True)
+    out.print(f"  asset graph    make up, then {settings.dagster_url}/asset-groups", soft_wrap=True)
+    out.print(f"  marts          make up, then {settings.warehouse_host}:{settings.warehouse_port}, "
+              "user default, password in warehouse.password", soft_wrap=True)  # fmt: skip
+    out.print(f"  data and logs  {settings.home_path}", soft_wrap=True)

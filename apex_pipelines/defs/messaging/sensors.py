@@ -1,0 +1,33 @@
+"""The mail queue's sensor: looks every minute, launches only when a mail is due."""
+
+import dagster as dg
+import sqlalchemy as sa
+
+from apex_pipelines.defs.platform.resources import Stores
+
+EMAILS_SENT = dg.AssetSelection.keys(["messaging", "emails_sent"])
+
+email_queue = dg.define_asset_job(
+    "email_queue",
+    selection=EMAILS_SENT,
+    description="Sends what waits in the mail queue.",
+    executor_def=dg.in_process_executor,
+)
+
+# The partial index on what is pending answers this without reading the table.
+_DUE = sa.text(
+    "select count(*), max(id) from events "
+    "where processed_at is null and event_type like 'email.%' and not_before <= :now"
+)
+
+
+@dg.sensor(job=email_queue, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+def email_queue_sensor(context: dg.SensorEvaluationContext, stores: Stores) -> dg.RunRequest | dg.SkipReason:
+    """Launches the queue's job when mails are due; a quiet queue launches nothing."""
+    now = stores.now
+    with stores.postgres() as engine, engine.connect() as connection:
+        due, newest = connection.execute(_DUE, {"now": now}).one()
+    if not due:
+        return dg.SkipReason("no mail is due")
+    # One run a minute at most, also when the queue could not be emptied by the one before.
+    return dg.RunRequest(run_key=f"{newest}:{now:%Y%m%d%H%M}", tags={"apex/mails_due": str(due)})

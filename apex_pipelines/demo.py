@@ -1,0 +1,289 @@
+"""`apex demo`: the main job from an empty folder to a finished run, and the table that proves it.
+
+Belongs here: the order of the demo's stages and what is compared at the end. Does not belong here: any of
+the work itself; each stage calls the part of the platform that does it in earnest.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.importing import ImportReport, run_import
+from apex_pipelines.metering.landing import wait_until_landed
+from apex_pipelines.platform import clickhouse, postgres
+from apex_pipelines.platform.clock import ManualClock
+from apex_pipelines.platform.dbt import ensure_manifest
+from apex_pipelines.platform.supervisor import Supervisor, read_records
+from apex_pipelines.sandbox.simulator import Simulation, SimulationReport, run_simulation
+from apex_pipelines.settings import PROJECT_ROOT, Settings
+from apex_pipelines.stack import Part, components, dagster_environment, prepare_dagster_home
+
+CHAIN_JOB = "whole_chain"
+# The daily chain's hour: what happened yesterday is complete, today's mails are due.
+AS_OF_HOUR = time_of_day(8, tzinfo=UTC)
+
+
+class DemoError(RuntimeError):
+    """The demo can't go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What a demo consists of. Kept in the data folder, so that running it again means the same demo.
+
+    Attributes
+    ----------
+    as_of : date
+        The day on which the chain runs, UTC; the simulated lives end the day before.
+    """
+
+    as_of: date
+    customers: int
+    days: int
+    seed: int
+
+    @property
+    def now(self) -> datetime:
+        return datetime.combine(self.as_of, AS_OF_HOUR)
+
+
+@dataclass(slots=True)
+class DemoResult:
+    """What the demo did, for the table at its end; amounts of events, durations in seconds."""
+
+    plan: DemoPlan
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    simulated: SimulationReport | None = None
+    imported: list[ImportReport] = field(default_factory=list)
+    stored_rows: int = 0
+    stored_distinct: int = 0
+    counted: int = 0
+    wrong_totals: list[str] = field(default_factory=list)
+    segments: list[tuple[str, int]] = field(default_factory=list)
+    churn: dict[str, Any] = field(default_factory=dict)
+    mails: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Every event acknowledged is stored, and each counts once."""
+        return self.stored_distinct == self.counted and not self.wrong_totals
+
+
+Announce = Callable[[str, str], None]
+
+
+def settled_plan(settings: Settings, wanted: DemoPlan, *, explicit: bool) -> DemoPlan:
+    """The plan that this data folder holds, else `wanted`, which is then kept.
+
+    Parameters
+    ----------
+    explicit : bool
+        Whether the user named sizes; then they must agree with what the folder holds.
+
+    Raises
+    ------
+    DemoError
+        If the folder holds another demo than the one named.
+    """
+    path = settings.home_path / "demo.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        plan = DemoPlan(date.fromisoformat(kept.pop("as_of")), **kept)
+        if explicit and (plan.customers, plan.days, plan.seed) != (
+            wanted.customers,
+            wanted.days,
+            wanted.seed,
+        ):
+            raise DemoError(
+                f"{settings.home_path} holds a demo of {plan.customers} customers over {plan.days} days "
+                f"(seed {plan.seed}); remove that folder or set APEX_HOME to another"
+            )
+        return plan
+    settings.home_path.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**asdict(wanted), "as_of": wanted.as_of.isoformat()}))
+    return wanted
+
+
+def run_demo(settings: Settings, plan: DemoPlan, data: list[Path], announce: Announce) -> DemoResult:
+    """Run every stage; safe to repeat, and to run again after any of its processes was killed.
+
+    Parameters
+    ----------
+    data : list of Path
+        Files to import beside the simulated customers.
+    announce : callable
+        Given a stage's name and a line about its progress, many times.
+
+    Raises
+    ------
+    DemoError
+        If the chain fails; the message names its log.
+    """
+    for path in data:
+        if not path.is_file():
+            raise DemoError(f"there is no file {path}; give one after --data (or DATA=)")
+    settings = settings.model_copy(update={"clock": plan.now.isoformat()})
+    clock = ManualClock(plan.now)
+    result = DemoResult(plan)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[Callable[[str], None]]:
+        began = time.monotonic()
+        announce(name, "")
+        yield lambda line: announce(name, line)
+        result.stages[name] = time.monotonic() - began
+
+    with _memory_watch(result, settings.run_dir):
+        with stage("start"):
+            ensure_manifest(settings)
+            supervisor = Supervisor(components(settings, {Part.STORES, Part.INGEST}), settings.run_dir)
+            supervisor.__enter__()
+        try:
+            engine = postgres.create_engine(settings)
+            if plan.customers:
+                with stage("send") as say:
+                    simulation = Simulation(
+                        seed=plan.seed, customers=plan.customers, days=plan.days, end_date=plan.as_of
+                    )
+                    result.simulated = run_simulation(settings, engine, simulation, clock, say)
+            for path in data:
+                with stage(f"import {path.name}") as say:
+                    result.imported.append(
+                        run_import(settings, path, historical=True, clock=clock, on_progress=say)
+                    )
+            with stage("land") as say:
+                wait_until_landed(settings.spool_dir, 600, on_progress=lambda left: say(f"{left} files wait"))
+            with stage("chain") as say:
+                run_chain(settings, CHAIN_JOB, say)
+            with stage("compare"):
+                client = clickhouse.connect(settings, query_origin="demo")
+                _read_outcome(result, client, engine)
+                client.close()
+            engine.dispose()
+        finally:
+            with stage("stop"):
+                supervisor.__exit__(None, None, None)
+    return result
+
+
+def run_chain(settings: Settings, job: str, say: Callable[[str], None]) -> None:
+    """Run one job of the graph in a process of its own, as the daemon does.
+
+    Raises
+    ------
+    DemoError
+        If the run fails; the message quotes its last error lines and names the log.
+    """
+    prepare_dagster_home(settings)
+    log_path = settings.log_dir / f"{job}.log"
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "job",
+        "execute",
+        "-w",
+        str(PROJECT_ROOT / "workspace.yaml"),
+        "-j",
+        job,
+    ]
+    with log_path.open("wb") as log:
+        run = subprocess.Popen(
+            command, env=dagster_environment(settings), stdout=log, stderr=log, cwd=PROJECT_ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while run.poll() is None:
+                time.sleep(0.5)
+                say(_last_step(log_path))
+        except BaseException:
+            run.terminate()
+            run.wait(30)
+            raise
+    if run.returncode != 0:
+        errors = [
+            line
+            for line in log_path.read_text(errors="replace").splitlines()
+            if "ERROR" in line or "FAILURE" in line
+        ]
+        raise DemoError(f"the run of {job} failed: {' | '.join(errors[-3:])[:1500]}\nwhole log: {log_path}")
+
+
+def _last_step(log_path: Path) -> str:
+    with log_path.open("rb") as file:
+        file.seek(max(0, log_path.stat().st_size - 20_000))
+        lines = file.read().decode(errors="replace").splitlines()
+    started = [line for line in lines if "STEP_START" in line or "STEP_SUCCESS" in line]
+    return started[-1].split(" - ")[-2] if started and started[-1].count(" - ") >= 2 else "starting"
+
+
+def _read_outcome(result: DemoResult, client: Client, engine: sa.Engine) -> None:
+    def one(query: str) -> Any:
+        return client.query(query).result_rows[0][0]
+
+    result.stored_rows = int(one("select count() from raw.usage_events"))
+    result.stored_distinct = int(one("select uniqExact(customer_id, event_id) from raw.usage_events"))
+    result.counted = int(one("select sum(event_count) from marts.usage_daily"))
+    result.segments = [
+        (str(name), int(count))
+        for name, count in client.query(
+            "select segment, count() from marts.segment_memberships where left_on is null group by segment order by 2 desc"
+        ).result_rows
+    ]
+    with engine.connect() as connection:
+        result.mails = [
+            (str(name), int(count))
+            for name, count in connection.execute(
+                sa.text("select email_type, count(*) from email_log group by email_type order by 2 desc, 1")
+            )
+        ]
+
+
+@contextmanager
+def _memory_watch(result: DemoResult, run_dir: Path) -> Iterator[None]:
+    """Note the most memory that this process and all it started held at once (proportional set size)."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            total = 0
+            for process in _own_processes(run_dir):
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.Error, AttributeError):
+                    continue
+            result.peak_memory_bytes = max(result.peak_memory_bytes, total)
+
+    thread = threading.Thread(target=watch, name="memory-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5)
+
+
+def _own_processes(run_dir: Path) -> set[psutil.Process]:
+    roots = [psutil.Process(), *(record.process() for record in read_records(run_dir))]
+    found = set()
+    for root in roots:
+        if root is not None:
+            with suppress(psutil.NoSuchProcess):
+                found |= {root, *root.children(recursive=True)}
+    return found
