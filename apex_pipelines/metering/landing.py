@@ -82,13 +82,14 @@ def wait_until_landed(
 
 def landed(client: Client) -> Landed:
     """Counts of what has landed, from table metadata; costs the same whatever the size of history."""
-    rows = dict(
-        client.query(
+    rows: dict[str, int | None] = {
+        str(name): count
+        for name, count in client.query(
             "select concat(database, '.', name), total_rows from system.tables "
             "where (database, name) in (('raw', 'usage_events'), ('raw', 'usage_dead_letters'), "
             "('intermediate', 'int_usage_events'))"
         ).result_rows
-    )
+    }
     newest = client.query("select max(loaded_at) from raw.usage_events").result_rows[0][0]
     return Landed(
         rows=int(rows.get("raw.usage_events") or 0),

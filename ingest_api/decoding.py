@@ -1,0 +1,145 @@
+"""From the bytes of a request to typed events.
+
+Belongs here: the shapes of request bodies, and telling a bad request from a bad event in a good request.
+Does not belong here: which events count (`apex_pipelines.metering`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from apex_pipelines.metering.events import UsageEvent
+from apex_pipelines.metering.rejections import Rejection, RejectionReason, rejection_of_invalid
+from ingest_api.responses import HttpError
+
+T = TypeVar("T")
+
+
+class TrackRequest(UsageEvent, frozen=True, kw_only=True, gc=False):
+    """Body of `track`: an event, and the key unless the header has it."""
+
+    api_key: str | None = None
+
+
+class _BatchRequest(msgspec.Struct):
+    events: list[UsageEvent]
+    api_key: str | None = None
+
+
+class _RawBatchRequest(msgspec.Struct):
+    events: list[msgspec.Raw]
+    api_key: str | None = None
+
+
+class _EventIdOnly(msgspec.Struct):
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A decoded batch: each event in the client's order, or why it can't be one."""
+
+    api_key: str | None
+    events: list[UsageEvent] | list[UsageEvent | Rejection]
+
+
+_decode_track = msgspec.json.Decoder(TrackRequest).decode
+_decode_event = msgspec.json.Decoder(UsageEvent).decode
+_decode_event_id = msgspec.json.Decoder(_EventIdOnly).decode
+_decode_batch = msgspec.json.Decoder(_BatchRequest).decode
+_decode_raw_batch = msgspec.json.Decoder(_RawBatchRequest).decode
+_decode_list = msgspec.json.Decoder(list[UsageEvent]).decode
+_decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def decode_track(body: bytes) -> TrackRequest | Rejection:
+    """The event of a `track` request, or why it isn't one.
+
+    Raises
+    ------
+    HttpError
+        400 if the body is no JSON.
+    """
+    try:
+        return _json(_decode_track, body)
+    except msgspec.ValidationError as error:
+        return rejection_of_invalid(error, _event_id(body))
+
+
+def decode_batch(body: bytes, content_type: str, max_events: int) -> Batch:
+    """The events of a batch: an object with `events`, an array, or one JSON object a line (NDJSON).
+
+    Raises
+    ------
+    HttpError
+        400 if the body has none of these shapes, 413 if there are more than `max_events`.
+    """
+    if content_type.partition(";")[0].strip().lower() in ("application/x-ndjson", "application/ndjson"):
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        _check_count(len(lines), max_events)
+        return Batch(None, [_decode_one(line) for line in lines])
+    is_array = body.lstrip(b" \t\r\n")[:1] == b"["
+    try:
+        if is_array:
+            batch = Batch(None, _json(_decode_list, body))
+        else:
+            request = _json(_decode_batch, body)
+            batch = Batch(request.api_key, request.events)
+    except msgspec.ValidationError:
+        batch = _decode_one_by_one(body, is_array=is_array, max_events=max_events)
+    _check_count(len(batch.events), max_events)
+    return batch
+
+
+def _decode_one_by_one(body: bytes, *, is_array: bool, max_events: int) -> Batch:
+    """A batch of which some event is no event: the others must not suffer from it."""
+    try:
+        if is_array:
+            api_key, raws = None, _json(_decode_raw_list, body)
+        else:
+            request = _json(_decode_raw_batch, body)
+            api_key, raws = request.api_key, request.events
+    except msgspec.ValidationError as error:
+        message = f"a batch is an array of events, or an object with the array `events`: {error}"
+        raise HttpError(400, "invalid_batch", message) from error
+    _check_count(len(raws), max_events)
+    return Batch(api_key, [_decode_one(bytes(raw)) for raw in raws])
+
+
+def _decode_one(data: bytes) -> UsageEvent | Rejection:
+    try:
+        return _decode_event(data)
+    except msgspec.ValidationError as error:
+        return rejection_of_invalid(error, _event_id(data))
+    except (ValueError, RecursionError) as error:
+        return Rejection(RejectionReason.MALFORMED_EVENT, f"not valid JSON: {error}")
+
+
+def _event_id(data: bytes) -> str | None:
+    """The event id in an event that is invalid otherwise, so that its sender can tell which it was."""
+    try:
+        return _decode_event_id(data).event_id
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Decode; raises msgspec.ValidationError for valid JSON of another shape, HttpError 400 for no JSON."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError:
+        raise
+    except UnicodeDecodeError as error:
+        raise HttpError(400, "invalid_encoding", f"the body is not valid UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "invalid_json", f"the body is not valid JSON: {error}") from error
+
+
+def _check_count(count: int, max_events: int) -> None:
+    if count > max_events:
+        message = f"{count} events in one batch, at most {max_events}; send them in several requests"
+        raise HttpError(413, "too_many_events", message)

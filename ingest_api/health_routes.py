@@ -1,0 +1,109 @@
+"""`GET /health`, `/ready` and `/metrics`: how the API is.
+
+Belongs here: reports for supervisors, load balancers and Prometheus. Does not belong here: counting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from apex_pipelines.platform.clock import Clock
+from ingest_api.keys import KeyRing
+from ingest_api.metrics import SharedCounters, render
+from ingest_api.responses import Response, json_response, text_response
+from ingest_api.spool.segments import SpoolUsage, spool_usage
+
+_LAGGING_SECONDS = 60.0
+
+
+class Health(msgspec.Struct):
+    """Liveness; `timestamp` is the platform's time, ISO 8601."""
+
+    status: Literal["ok"]
+    version: str
+    timestamp: str
+
+
+class PostgresCheck(msgspec.Struct):
+    ok: bool
+
+
+class SpoolCheck(msgspec.Struct):
+    """`lagging` says that the loader is behind; acknowledged events are safe and more can be taken."""
+
+    ok: bool
+    bytes: int
+    segments: int
+    backlog_seconds: float
+    lagging: bool
+
+
+class Checks(msgspec.Struct):
+    postgres: PostgresCheck
+    spool: SpoolCheck
+
+
+class Readiness(msgspec.Struct):
+    status: Literal["ready", "not_ready"]
+    checks: Checks
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRoutes:
+    """Handlers of the reports, with what they look at.
+
+    Attributes
+    ----------
+    clock : Clock
+        The platform's time, for the report itself.
+    host_clock : Clock
+        The machine's time, by which segments are named, for the age of the backlog.
+    """
+
+    keys: KeyRing
+    counters: SharedCounters
+    spool_dir: Path
+    spool_limit: int
+    clock: Clock
+    host_clock: Clock
+
+    async def health(self) -> Response:
+        """Alive: this worker answers."""
+        return json_response(Health("ok", version("apex-pipelines"), self.clock.now().isoformat()))
+
+    async def ready(self) -> Response:
+        """Able to take events: keys can be checked and the spool has room. 503 otherwise."""
+        postgres = PostgresCheck(await self.keys.is_reachable())
+        usage = await asyncio.to_thread(self._usage)
+        if usage is None:
+            spool = SpoolCheck(False, 0, 0, 0.0, True)
+        else:
+            age = self._backlog_seconds(usage)
+            has_room = usage.size < self.spool_limit
+            spool = SpoolCheck(has_room, usage.size, usage.segments, age, age > _LAGGING_SECONDS)
+        is_ready = postgres.ok and spool.ok
+        body = Readiness("ready" if is_ready else "not_ready", Checks(postgres, spool))
+        return json_response(body, 200 if is_ready else 503)
+
+    async def metrics(self) -> Response:
+        """Prometheus text for all workers."""
+        usage = await asyncio.to_thread(self._usage) or SpoolUsage(0, 0, None)
+        text = render(self.counters, usage, self._backlog_seconds(usage))
+        return text_response(text, "text/plain; version=0.0.4; charset=utf-8")
+
+    def _usage(self) -> SpoolUsage | None:
+        try:
+            return spool_usage(self.spool_dir)
+        except OSError:
+            return None  # the report says so: the check fails
+
+    def _backlog_seconds(self, usage: SpoolUsage) -> float:
+        if usage.oldest_ms is None:
+            return 0.0
+        return max(0.0, round(self.host_clock.now().timestamp() - usage.oldest_ms / 1000, 3))

@@ -1,0 +1,108 @@
+"""The ingest API's processes: one parent that holds nothing, and the workers that serve.
+
+Belongs here: Granian, sockets, start-up checks. Does not belong here: requests (`app`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server
+
+from apex_pipelines.platform.logging import get_logger
+from apex_pipelines.settings import Settings
+from ingest_api.app import IngestApp
+from ingest_api.metrics import SharedCounters
+
+log = get_logger(__name__)
+
+_PORT_WAIT_SECONDS = 1.5  # workers of a killed server need a moment to notice and let go of the port
+_DRAIN_SECONDS = 15
+# The server's own lines go to stderr like all others; it would write them to stdout.
+_SERVER_LOGGING: dict[str, Any] = {
+    "handlers": {
+        "console": {"formatter": "generic", "class": "logging.StreamHandler", "stream": "ext://sys.stderr"},
+    },
+    "loggers": {"_granian": {"handlers": ["console"], "level": "WARNING", "propagate": False}},
+}
+
+
+class CannotStart(RuntimeError):
+    """The API can't start; the message says why and what to do."""
+
+
+def serve(settings: Settings, host: str, port: int, workers: int) -> None:
+    """Serve the API until SIGTERM or SIGINT, which let requests in flight finish first. Blocks.
+
+    Raises
+    ------
+    CannotStart
+        If the port is taken or the spool folder can't be written.
+    """
+    if workers < 1:
+        raise CannotStart(f"workers must be at least 1, got {workers}")
+    _check_spool(settings.spool_dir)
+    _check_port(host, port)
+    worker_locks = settings.spool_dir / f"workers-{port}.lock"
+    app = IngestApp(settings, SharedCounters(workers), worker_locks, os.getpid())
+    server = Server(
+        target="ingest_api.app",
+        address=host,
+        port=port,
+        interface=Interfaces.RSGI,
+        workers=workers,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=15_000),
+        websockets=False,
+        respawn_failed_workers=True,
+        respawn_interval=0.1,
+        workers_kill_timeout=_DRAIN_SECONDS,
+        log_level=LogLevels.warning,
+        log_dictconfig=_SERVER_LOGGING,
+        process_name=None,
+    )
+    log.info("ingest API listening", url=f"http://{host}:{port}", workers=workers)
+    server.serve(target_loader=partial(_loaded, app), wrap_loader=False)
+
+
+def _loaded(app: IngestApp) -> Any:
+    """The server asks for a callable; it finds the app's `__rsgi__` methods by their names."""
+    return app
+
+
+def _check_spool(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+            probe.flush()
+    except OSError as error:
+        raise CannotStart(f"the spool folder {folder} can't be written: {error.strerror}") from error
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken: the workers share theirs, so that two servers would share it too."""
+    deadline = time.monotonic() + _PORT_WAIT_SECONDS
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise CannotStart(f"can't listen on {host}:{port}: {error.strerror}") from error
+        if time.monotonic() > deadline:
+            raise CannotStart(f"port {port} on {host} is in use; stop what uses it or set APEX_API_PORT")
+        time.sleep(0.1)

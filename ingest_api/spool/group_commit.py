@@ -1,0 +1,193 @@
+"""Group commit: many requests wait, one flush makes all of them durable, then all are answered.
+
+Belongs here: who waits for which flush, sealing by age and size, back-pressure. Does not belong here: bytes
+and files (`frames`, `writing`), what the payloads mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from apex_pipelines.platform.logging import get_logger
+from ingest_api.spool.segments import spool_usage
+from ingest_api.spool.writing import SegmentFile
+
+log = get_logger(__name__)
+
+_USAGE_SECONDS = 0.5  # how old the count of spool bytes may be
+_MAX_WAITING_BYTES = 64 * 1024 * 1024  # bounds memory when the disk is slower than the network
+
+
+class SpoolUnavailable(Exception):
+    """Nothing was made durable; the same request may be sent again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SpoolFull(SpoolUnavailable):
+    """The spool has reached its limit: the loader can't keep up, or ClickHouse is away for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """Limits of one spool folder; sizes in bytes, ages in seconds."""
+
+    segment_size: int
+    segment_age: float
+    spool_size: int
+
+
+_Waiting = tuple[bytes, int, "asyncio.Future[None]"]
+
+
+class SpoolWriter:
+    """Appends payloads of one worker to the spool; `append` returns when the payload is durable.
+
+    Parameters
+    ----------
+    worker : str
+        Short name of the worker, the first part of its segments' names.
+    on_flush : callable
+        Called with the seconds that each write and sync took.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: str,
+        limits: SpoolLimits,
+        loop: asyncio.AbstractEventLoop,
+        on_flush: Callable[[float], None],
+    ) -> None:
+        self._folder = folder
+        self._worker = worker
+        self._limits = limits
+        self._loop = loop
+        self._on_flush = on_flush
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
+        self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
+        self._is_flushing = False
+        self._is_counting = False
+        self._age_timer: asyncio.TimerHandle | None = None
+        # Owned by the flusher thread.
+        self._segment: SegmentFile | None = None
+        self._usage_at = 0.0
+        # Written by the flusher thread, read by the event loop.
+        self._spool_bytes = 0
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes in the spool folder, at most half a second old under load."""
+        return self._spool_bytes
+
+    @property
+    def is_full(self) -> bool:
+        return self._spool_bytes >= self._limits.spool_size
+
+    async def append(self, payload: bytes, row_count: int) -> None:
+        """Return once `payload`, which holds `row_count` rows, has been synced to disk.
+
+        Raises
+        ------
+        SpoolUnavailable
+            If it is not durable and the client must send it again later.
+        """
+        if self.is_full:
+            if not self._is_counting:
+                self._is_counting = True
+                self._loop.run_in_executor(self._thread, self._count_usage)
+            raise SpoolFull("the spool has reached its limit; the backlog is being loaded", retry_after=5)
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            raise SpoolUnavailable("too much is waiting for the disk", retry_after=1)
+        durable: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append((payload, row_count, durable))
+        self._waiting_bytes += len(payload)
+        if not self._is_flushing:
+            self._is_flushing = True
+            # One turn of the event loop later, so that requests that arrived together share the flush.
+            self._loop.call_soon(self._flush)
+        await durable
+
+    def close(self) -> None:
+        """Seal what is open. Call when no request is in flight; blocks."""
+        if self._age_timer is not None:
+            self._age_timer.cancel()
+        self._thread.submit(self._seal).result()
+        self._thread.shutdown()
+
+    def _flush(self) -> None:
+        group = self._waiting
+        self._waiting = []
+        self._waiting_bytes = 0
+        payloads = [(payload, row_count) for payload, row_count, _ in group]
+        flushed = self._loop.run_in_executor(self._thread, self._commit, payloads)
+        flushed.add_done_callback(lambda done: self._answer(group, done.exception()))
+
+    def _answer(self, group: list[_Waiting], error: BaseException | None) -> None:
+        if self._waiting:
+            self._flush()
+        else:
+            self._is_flushing = False
+        for _, _, durable in group:
+            if durable.done():  # the client went away and its request was cancelled
+                continue
+            if error is None:
+                durable.set_result(None)
+            else:
+                problem = SpoolUnavailable("the disk does not take what is written", retry_after=5)
+                durable.set_exception(problem)
+        if error is not None:
+            log.error("spool write failed; not acknowledged", error=str(error), requests=len(group))
+        elif self._age_timer is None:
+            self._age_timer = self._loop.call_later(self._limits.segment_age, self._seal_by_age)
+
+    def _seal_by_age(self) -> None:
+        self._age_timer = None
+        self._loop.run_in_executor(self._thread, self._seal)
+
+    # From here on: in the flusher thread.
+
+    def _commit(self, payloads: list[tuple[bytes, int]]) -> None:
+        started = time.perf_counter()
+        segment = self._segment
+        try:
+            if segment is None:
+                segment = SegmentFile.create(self._folder, self._worker)
+            segment.append(payloads)
+        except BaseException:
+            self._segment = None
+            if segment is not None:
+                segment.abandon()
+            raise
+        self._segment = segment
+        self._on_flush(time.perf_counter() - started)
+        if segment.size >= self._limits.segment_size:
+            self._seal()
+        if time.monotonic() - self._usage_at > _USAGE_SECONDS:
+            self._count_usage()
+
+    def _seal(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is None:
+            return
+        try:
+            segment.seal()
+        except OSError as error:
+            log.error("segment could not be sealed; the loader recovers it", error=str(error))
+            segment.abandon()
+
+    def _count_usage(self) -> None:
+        try:
+            self._spool_bytes = spool_usage(self._folder).size
+        except OSError as error:
+            log.error("spool folder can't be read", error=str(error))
+        self._usage_at = time.monotonic()
+        self._is_counting = False

@@ -1,0 +1,120 @@
+"""Writing one spool segment: append, make durable, seal.
+
+Belongs here: the file and its lock. Does not belong here: who waits for what (`group_commit`), reading.
+All functions block; the API calls them in its one flusher thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
+from ingest_api.spool.segments import NEW, OPEN, SEALED, new_segment_name, sync_folder
+
+
+class SegmentFile:
+    """An open segment of one worker, locked against the loader for as long as the worker lives.
+
+    Attributes
+    ----------
+    batch_id : str
+        Name of the segment without its suffix; the rows carry it in ClickHouse.
+    size : int
+        Bytes up to the end of what is durable.
+    rows : int
+        Durable rows.
+    begun : float
+        Monotonic seconds at which it was created.
+    """
+
+    def __init__(self, folder: Path, batch_id: str, descriptor: int) -> None:
+        self.batch_id = batch_id
+        self.size = len(FILE_HEADER)
+        self.rows = 0
+        self.begun = time.monotonic()
+        self._folder = folder
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, folder: Path, worker: str) -> SegmentFile:
+        """Create a segment whose name and header are durable.
+
+        It is locked before it gets its `.open` name, so a loader never takes it for a dead worker's.
+
+        Raises
+        ------
+        OSError
+            If the disk is full, read-only or failing; nothing but perhaps an empty `.new` file remains.
+        """
+        batch_id = new_segment_name(worker)
+        path = folder / f"{batch_id}{NEW}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_all(descriptor, FILE_HEADER)
+            os.fsync(descriptor)
+            path.rename(folder / f"{batch_id}{OPEN}")
+            sync_folder(folder)
+        except BaseException:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
+        return cls(folder, batch_id, descriptor)
+
+    def append(self, payloads: list[tuple[bytes, int]]) -> None:
+        """Write one frame for each payload (its bytes, its rows) and wait until all are on disk.
+
+        Raises
+        ------
+        OSError
+            If writing or syncing failed. Nothing of this call may be acknowledged, and the segment must
+            be abandoned: after a failed sync the kernel may claim that pages are clean which never were
+            written.
+        """
+        frames = []
+        row = self.rows
+        for payload, row_count in payloads:
+            frames.append(encode_frame(payload, row, row_count))
+            row += row_count
+        data = b"".join(frames)
+        write_all(self._descriptor, data)
+        os.fdatasync(self._descriptor)
+        self.size += len(data)
+        self.rows = row
+
+    def seal(self) -> None:
+        """Mark the segment as complete and hand it to the loader.
+
+        Raises
+        ------
+        OSError
+            If that failed; the rows are durable none the less, and the loader recovers them once the
+            segment is abandoned.
+        """
+        write_all(self._descriptor, encode_footer(self.rows))
+        os.fdatasync(self._descriptor)
+        (self._folder / f"{self.batch_id}{OPEN}").rename(self._folder / f"{self.batch_id}{SEALED}")
+        # The lock goes only now: whoever gets it on the old name finds that the name is gone.
+        os.close(self._descriptor)
+        sync_folder(self._folder)
+
+    def abandon(self) -> None:
+        """Cut off what was not acknowledged, as far as the disk still allows, and leave it to the loader."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, self.size)
+            os.fdatasync(self._descriptor)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; a disk that fills up writes a part first and fails on the next call."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        data = data[written:]
+        written = os.write(descriptor, data)
