@@ -1,0 +1,14 @@
+{#
+    The day that a run takes for today, as a Date. Models never ask the server for the time.
+
+    Parsing works without the variable; anything that would run stops with an error that says what to pass.
+#}
+{% macro as_of_date() -%}
+    {%- set value = var('as_of_date', none) -%}
+    {%- if value is none and execute -%}
+        {{ exceptions.raise_compiler_error(
+            "the variable as_of_date is missing; pass today's date (UTC) by --vars '{as_of_date: YYYY-MM-DD}'"
+        ) }}
+    {%- endif -%}
+    toDate('{{ value if value is not none else '1970-01-01' }}')
+{%- endmacro %}

@@ -1,0 +1,97 @@
+{#
+    How far an incremental model has come, kept so that a kill at any point costs a repeat and never a row.
+
+    intermediate.model_watermarks is append-only. A model writes `begun` before its statement, with how far
+    its input reaches, and `stored` after the statement, repeating that value. Only `stored` is believed by
+    the next run. So a run that died in between leaves its mark behind unbelieved, and the mark can't run
+    ahead of the rows. The newest entry counts, not the greatest: a full refresh may set a mark back.
+#}
+{% macro model_watermarks() -%}
+    intermediate.model_watermarks
+{%- endmacro %}
+
+{% macro on_cluster() -%}
+    {%- set cluster = adapter.get_clickhouse_cluster_name() if execute else none -%}
+    {{ 'on cluster ' ~ cluster if cluster is not none else '' }}
+{%- endmacro %}
+
+{% macro create_model_watermarks() %}
+    {% if execute %}
+        {% do run_query('create database if not exists intermediate ' ~ on_cluster()) %}
+        {% call statement('create_model_watermarks') %}
+            create table if not exists {{ model_watermarks() }} {{ on_cluster() }}
+            (
+                model        LowCardinality(String)     comment 'model, or model.column when it keeps several marks',
+                state        Enum8('begun' = 1, 'stored' = 2),
+                watermark    DateTime64(6, 'UTC')       comment 'how far the input of the model reaches',
+                recorded_at  DateTime64(6, 'UTC') default now64(6, 'UTC')
+            )
+            engine = {{ 'ReplicatedMergeTree' if adapter.get_clickhouse_cluster_name() is not none else 'MergeTree' }}
+            order by (model, state, recorded_at)
+            settings fsync_after_insert = 1, fsync_part_directory = 1
+        {% endcall %}
+    {% endif %}
+{% endmacro %}
+
+{# The newest mark of `model` in `state`, as a DateTime64(6, 'UTC') scalar; 1970 when there is none. #}
+{% macro watermark(model, state) -%}
+    assumeNotNull((
+        select argMax(watermark, recorded_at) from {{ model_watermarks() }}
+        where model = '{{ model }}' and state = '{{ state }}'
+    ))
+{%- endmacro %}
+
+{% macro stored_watermark(model) -%}
+    {{ watermark(model, 'stored') }}
+{%- endmacro %}
+
+{% macro begun_watermark(model) -%}
+    {{ watermark(model, 'begun') }}
+{%- endmacro %}
+
+{# The stored mark before the newest one: what lies above it came with the newest run that brought anything. #}
+{% macro previous_watermark(model) -%}
+    assumeNotNull((
+        select max(watermark) from {{ model_watermarks() }}
+        where model = '{{ model }}' and state = 'stored' and watermark < {{ stored_watermark(model) }}
+    ))
+{%- endmacro %}
+
+{#
+    Hooks of int_usage_events. Two marks: loaded_at says how far the landing log was read, processed_at which
+    of the rows in the model belong to a run that finished.
+#}
+{% macro begin_usage_events() -%}
+    insert into {{ model_watermarks() }} (model, state, watermark)
+    select 'int_usage_events', 'begun', max(loaded_at)
+    from {{ ref('stg_usage_events') }}
+{%- endmacro %}
+
+{% macro finish_usage_events() -%}
+    {%- set finished = stored_watermark('int_usage_events.processed_at') -%}
+    insert into {{ model_watermarks() }} (model, state, watermark)
+    select mark.1, 'stored', mark.2
+    from (
+        select arrayJoin([
+            ('int_usage_events', {{ begun_watermark('int_usage_events') }}),
+            (
+                'int_usage_events.processed_at',
+                greatest(
+                    {{ finished }},
+                    assumeNotNull((select max(processed_at) from {{ this }} where processed_at > {{ finished }}))
+                )
+            )
+        ]) as mark
+    )
+{%- endmacro %}
+
+{# Hooks of usage_daily: it counts the events of runs that finished, and nothing of one that is under way. #}
+{% macro begin_usage_daily() -%}
+    insert into {{ model_watermarks() }} (model, state, watermark)
+    select 'usage_daily', 'begun', {{ stored_watermark('int_usage_events.processed_at') }}
+{%- endmacro %}
+
+{% macro finish_usage_daily() -%}
+    insert into {{ model_watermarks() }} (model, state, watermark)
+    select 'usage_daily', 'stored', {{ begun_watermark('usage_daily') }}
+{%- endmacro %}

@@ -1,0 +1,130 @@
+{{ config(order_by=['feature_date', 'customer_id']) }}
+
+with feature_dates as (
+
+    select arraySort(groupUniqArray(feature_date)) as dates
+    from {{ ref('int_churn_population') }}
+
+),
+
+known_days as (
+
+    -- Each day of use once for each feature date that may know it: those after it, never its own.
+    select
+        *,
+        arrayJoin(arrayFilter(
+            feature_date -> feature_date > usage_date,
+            assumeNotNull((select dates from feature_dates))
+        )) as feature_date
+    from {{ ref('int_customer_days') }}
+
+),
+
+usage as (
+
+    select
+        customer_id,
+        feature_date,
+        sumIf(impressions, usage_date >= feature_date - 7) as impressions_7d,
+        sumIf(impressions, usage_date >= feature_date - 30) as impressions_30d,
+        sumIf(impressions, usage_date < feature_date - 30 and usage_date >= feature_date - 60) as impressions_previous_30d,
+        sumIf(impressions, usage_date >= feature_date - 90) as impressions_90d,
+        sumIf(api_calls, usage_date >= feature_date - 30) as api_calls_30d,
+        sumIf(mediated_revenue_micros, usage_date >= feature_date - 30) as mediated_revenue_micros_30d,
+        sumIf(sdk_errors, usage_date >= feature_date - 30) as sdk_errors_30d,
+        sumIf(sdk_crashes, usage_date >= feature_date - 30) as sdk_crashes_30d,
+        sumIf(support_tickets, usage_date >= feature_date - 30) as support_tickets_30d,
+        sumIf(doc_views, usage_date >= feature_date - 30) as doc_views_30d,
+        sumIf(console_logins, usage_date >= feature_date - 30) as console_logins_30d,
+        uniqExactArrayIf(features, usage_date >= feature_date - 30) as features_30d,
+        maxIf(usage_date, console_logins > 0) as last_login_on,
+        max(console_logins > 0) as has_login,
+        min(usage_date) as first_used_on,
+        minIf(usage_date, is_active) as first_active_on,
+        maxIf(usage_date, is_active) as last_active_on,
+        countIf(is_active) as active_days,
+        countIf(is_active and usage_date >= feature_date - 30) as active_days_30d,
+        countIf(is_active and usage_date >= feature_date - 90) as active_days_90d
+    from known_days
+    group by customer_id, feature_date
+
+),
+
+failed_payments as (
+
+    select
+        customer_id,
+        arrayJoin(arrayFilter(
+            feature_date -> feature_date > toDate(occurred_at, 'UTC') and feature_date <= toDate(occurred_at, 'UTC') + 90,
+            assumeNotNull((select dates from feature_dates))
+        )) as feature_date,
+        count() as failed_payments_90d
+    from {{ ref('stg_payments') }}
+    where status = 'failed'
+    group by customer_id, feature_date
+
+),
+
+joined as (
+
+    select
+        population.customer_id as customer_id,
+        population.feature_date as feature_date,
+        usage.* except (customer_id, feature_date),
+        failed.failed_payments_90d as failed_payments_90d,
+        dateDiff('day', population.active_since, population.feature_date) as days_in_population,
+        if(
+            usage.customer_id = '',
+            days_in_population,
+            greatest(days_in_population, dateDiff('day', usage.first_used_on, population.feature_date))
+        ) as tenure
+    from {{ ref('int_churn_population') }} as population
+    left join usage
+        on population.customer_id = usage.customer_id and population.feature_date = usage.feature_date
+    left join failed_payments as failed
+        on population.customer_id = failed.customer_id and population.feature_date = failed.feature_date
+
+),
+
+measured as (
+
+    select
+        *,
+        -- Who was never seen has been away for as long as known.
+        if(active_days > 0, dateDiff('day', last_active_on, feature_date), tenure) as days_inactive,
+        if(active_days > 1, dateDiff('day', first_active_on, last_active_on) / (active_days - 1), 0) as mean_gap
+    from joined
+
+)
+
+select
+    customer_id,
+    feature_date,
+    toFloat64(impressions_30d) as usage_last_30_days,
+    multiIf(
+        impressions_previous_30d > 0,
+        least(1000, greatest(-100, 100 * (impressions_30d - impressions_previous_30d) / impressions_previous_30d)),
+        impressions_30d > 0, 100,
+        0
+    ) as usage_change_pct,
+    toFloat64(failed_payments_90d) as failed_payments_count,
+    toFloat64(support_tickets_30d) as support_tickets_count,
+    toFloat64(if(has_login, dateDiff('day', last_login_on, feature_date), tenure)) as days_since_last_login,
+    toFloat64(20 * least(5, features_30d)) as feature_usage_score,
+    toFloat64(least(1, greatest(0, sdk_errors_30d / greatest(1, api_calls_30d)))) as api_error_rate,
+    toFloat64(impressions_7d) as usage_last_7_days,
+    toFloat64(impressions_90d) as usage_last_90_days,
+    if(impressions_30d > 0, impressions_7d * 30 / (impressions_30d * 7), 0) as usage_pace,
+    toFloat64(api_calls_30d) as api_calls_last_30_days,
+    mediated_revenue_micros_30d / 1000000 as revenue_usd_last_30_days,
+    toFloat64(sdk_crashes_30d) as crashes_count,
+    toFloat64(doc_views_30d) as doc_views_count,
+    toFloat64(console_logins_30d) as logins_count,
+    toFloat64(active_days_30d) as active_days_last_30_days,
+    toFloat64(active_days_90d) as active_days_last_90_days,
+    toFloat64(active_days) as active_days_ever,
+    toFloat64(days_inactive) as days_since_last_active,
+    mean_gap as mean_days_between_active_days,
+    if(mean_gap > 0, least(100, days_inactive / mean_gap), 0) as inactivity_in_mean_gaps,
+    toFloat64(tenure) as tenure_days
+from measured

@@ -1,0 +1,14 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy='delete_insert',
+        unique_key=['as_of_date'],
+        on_schema_change='fail',
+        order_by=['as_of_date', 'segment', 'customer_id'],
+        pre_hook='{{ end_leftover_statements() }}',
+        post_hook='{{ delete_former_members() }}',
+    )
+}}
+
+select customer_id, segment, as_of_date, reason
+from {{ ref('int_segment_members') }}

@@ -1,0 +1,161 @@
+"""A warehouse of their own for the tests of the dbt models, and dbt as its users run it: as a process.
+
+Belongs here: starting the server, running dbt, writing raw rows. Does not belong here: any expected figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.platform import clickhouse
+from apex_pipelines.platform.dbt import dbt_variables
+from apex_pipelines.settings import Settings, child_environment
+from tests.conftest import free_port, stop, wait_until_up
+
+AS_OF = date(2026, 6, 1)
+RAW_EVENT_COLUMNS = [
+    "customer_id", "event_id", "metric_type", "quantity", "event_time", "accepted_at", "metadata",
+    "corrects_event_id", "correction_reason", "batch_id", "batch_row", "loaded_at",
+]  # fmt: skip
+
+
+@dataclass
+class Models:
+    """The dbt project on a warehouse that only these tests use."""
+
+    settings: Settings
+    client: Client
+    work_dir: Path
+
+    def command(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> list[str]:
+        """dbt's command line; `as_of` None leaves the variable out."""
+        all_variables: dict[str, str | int] = {}
+        if as_of is not None:
+            all_variables = dbt_variables(self.settings, as_of) | variables
+        return [
+            str(Path(sys.executable).with_name("dbt")), *arguments,
+            "--project-dir", str(self.settings.dbt_project_dir),
+            "--target-path", str(self.work_dir / "target"), "--log-path", str(self.work_dir / "log"),
+            "--vars", json.dumps(all_variables),
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "DBT_PROFILES_DIR": str(self.settings.dbt_project_dir),
+            "APEX_DBT_HOST": self.settings.warehouse_host,
+            "APEX_DBT_PORT": str(self.settings.warehouse_port),
+            "APEX_DBT_PASSWORD": clickhouse.warehouse_password(self.settings),
+        }
+
+    def start(self, *arguments: str, as_of: date | None = AS_OF) -> subprocess.Popen[str]:
+        """dbt, running; for tests that kill it."""
+        return subprocess.Popen(
+            self.command(*arguments, as_of=as_of),
+            env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> str:
+        """Run dbt to its end and return what it printed; fails with that when dbt does."""
+        done = subprocess.run(
+            self.command(*arguments, as_of=as_of, **variables),
+            env=self.environment(), capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        return done.stdout
+
+    def build_usage(self, *options: str) -> None:
+        """Everything up to `usage_daily`, with the data tests on the way."""
+        self.run("build", "--select", "+usage_daily", "--exclude-resource-type", "unit_test", *options)
+
+    def build(self, *models: str, as_of: date = AS_OF, **variables: str | int) -> None:
+        """`models` and what they stand on, without tests."""
+        self.run(
+            "build", "--select", *(f"+{model}" for model in models),
+            "--resource-type", "model", "--resource-type", "seed", as_of=as_of, **variables,
+        )  # fmt: skip
+
+    def frame(self, query: str) -> pl.DataFrame:
+        """A query's rows."""
+        frame = pl.from_arrow(self.client.query_arrow(query))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def insert_events(self, events: list[dict[str, object]]) -> None:
+        """Append rows to raw.usage_events; columns that a row leaves out get harmless values."""
+        defaults: dict[str, object] = {"metadata": "{}", "corrects_event_id": "", "correction_reason": ""}
+        rows = [[(defaults | event)[column] for column in RAW_EVENT_COLUMNS] for event in events]
+        self.client.insert("raw.usage_events", rows, column_names=RAW_EVENT_COLUMNS)
+
+    def insert_customers(self, ids: list[str], created_at: datetime) -> None:
+        rows = [[id_, id_, f"{id_}@example.com", "simulator", created_at, created_at] for id_ in ids]
+        names = ["id", "name", "email", "source", "created_at", "snapshot_at"]
+        self.client.insert("raw.customers", rows, column_names=names)
+
+    def insert_subscription(
+        self,
+        customer_id: str,
+        started_at: datetime,
+        *,
+        cancelled_at: datetime | None = None,
+        plan_type: str = "indie",
+        base_price_cents: int = 9_900,
+    ) -> None:
+        columns: dict[str, object] = {
+            "id": f"sub_{customer_id}",
+            "customer_id": customer_id,
+            "plan_type": plan_type,
+            "status": "canceled" if cancelled_at else "active",
+            "base_price_cents": base_price_cents,
+            "currency": "usd",
+            "included_impressions": 1_000_000,
+            "started_at": started_at,
+            "current_period_start": datetime(2026, 5, 15, tzinfo=UTC),
+            "current_period_end": datetime(2026, 6, 15, tzinfo=UTC),
+            "cancelled_at": cancelled_at,
+            "snapshot_at": started_at,
+        }
+        self.client.insert("raw.subscriptions", [list(columns.values())], column_names=list(columns))
+
+
+@pytest.fixture(scope="module")
+def _models_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    home = tmp_path_factory.mktemp("models")
+    settings = Settings(home=home, warehouse_port=free_port())
+    with (home / "warehouse.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apex_pipelines.platform.warehouse",
+             "--host", settings.warehouse_host, "--port", str(settings.warehouse_port)],
+            env=child_environment(settings), stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            wait_until_up(f"http://{settings.warehouse_host}:{settings.warehouse_port}/ping", process)
+            client = clickhouse.connect(settings, query_origin="tests")
+            clickhouse.migrate(client)
+            yield Models(settings, client, home)
+            client.close()
+        finally:
+            stop(process)
+
+
+@pytest.fixture
+def models(_models_server: Models) -> Models:
+    """The project on empty raw tables and with nothing built yet."""
+    client = _models_server.client
+    for database in ("staging", "intermediate", "marts"):
+        client.command(f"drop database if exists {database} sync")
+    client.command("drop view if exists default.usage_records sync")
+    for table in ("usage_events", "customers", "subscriptions", "payments", "email_log"):
+        client.command(f"truncate table raw.{table}")
+    client.command("truncate table ml.churn_scores")
+    return _models_server
