@@ -23,6 +23,4 @@ class UsageAlert(Base):
     mailed: Mapped[bool] = mapped_column(sa.Boolean)
     created_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
 
-    __table_args__ = (
-        sa.UniqueConstraint("customer_id", "metric_type", "threshold_percent", "period_start"),
-    )
+    __table_args__ = (sa.UniqueConstraint("customer_id", "metric_type", "threshold_percent", "period_start"),)
