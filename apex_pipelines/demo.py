@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from datetime import time as time_of_day
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ import psutil
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
-from apex_pipelines.importing import ImportReport, run_import
+from apex_pipelines.importing.engine import ImportProgress, ImportReport, run_import
 from apex_pipelines.metering.landing import wait_until_landed
 from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.platform.dbt import ensure_manifest
 from apex_pipelines.platform.supervisor import Supervisor, read_records
 from apex_pipelines.sandbox.simulator import Simulation, SimulationReport, run_simulation
+from apex_pipelines.sandbox.simulator.runner import SimulationProgress
 from apex_pipelines.settings import PROJECT_ROOT, Settings
 from apex_pipelines.stack import Part, components, dagster_environment, prepare_dagster_home
+from ml import registry
 
 CHAIN_JOB = "whole_chain"
 # The daily chain's hour: what happened yesterday is complete, today's mails are due.
@@ -61,10 +64,24 @@ class DemoPlan:
     def now(self) -> datetime:
         return datetime.combine(self.as_of, AS_OF_HOUR)
 
+    @property
+    def simulation(self) -> Simulation:
+        return Simulation(seed=self.seed, customers=self.customers, days=self.days, end_date=self.as_of)
+
 
 @dataclass(slots=True)
 class DemoResult:
-    """What the demo did, for the table at its end; amounts of events, durations in seconds."""
+    """What the demo did, for the table at its end; durations in seconds.
+
+    Attributes
+    ----------
+    stored_rows, stored_distinct : int
+        Rows of `raw.usage_events`, and different (customer, event id) among them, counted there.
+    counted : int
+        Events that `marts.usage_daily` counts.
+    differences : list of str
+        Totals per metric that differ from what the simulator sent; empty when all is right.
+    """
 
     plan: DemoPlan
     stages: dict[str, float] = field(default_factory=dict)
@@ -74,15 +91,23 @@ class DemoResult:
     stored_rows: int = 0
     stored_distinct: int = 0
     counted: int = 0
-    wrong_totals: list[str] = field(default_factory=list)
-    segments: list[tuple[str, int]] = field(default_factory=list)
-    churn: dict[str, Any] = field(default_factory=dict)
-    mails: list[tuple[str, int]] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+    segments: dict[str, int] = field(default_factory=dict)
+    customers: int = 0
+    model: dict[str, Any] | None = None
+    scored: int = 0
+    flagged: int = 0
+    mails: dict[str, int] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
-        """Every event acknowledged is stored, and each counts once."""
-        return self.stored_distinct == self.counted and not self.wrong_totals
+        """Each event that is stored counts once, and totals are what was sent."""
+        return self.stored_distinct == self.counted and not self.differences
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs: everything, JSON-ready but for dates."""
+        return {**asdict(self), "exact": self.exact}
 
 
 Announce = Callable[[str, str], None]
@@ -158,28 +183,34 @@ def run_demo(settings: Settings, plan: DemoPlan, data: list[Path], announce: Ann
             engine = postgres.create_engine(settings)
             if plan.customers:
                 with stage("send") as say:
-                    simulation = Simulation(
-                        seed=plan.seed, customers=plan.customers, days=plan.days, end_date=plan.as_of
-                    )
-                    result.simulated = run_simulation(settings, engine, simulation, clock, say)
+                    told = partial(_say_simulation, say)
+                    result.simulated = run_simulation(settings, engine, plan.simulation, clock, told)
             for path in data:
                 with stage(f"import {path.name}") as say:
-                    result.imported.append(
-                        run_import(settings, path, historical=True, clock=clock, on_progress=say)
-                    )
+                    shown = partial(_say_import, say)
+                    report = run_import(settings, path, historical=True, clock=clock, on_progress=shown)
+                    result.imported.append(report)
             with stage("land") as say:
                 wait_until_landed(settings.spool_dir, 600, on_progress=lambda left: say(f"{left} files wait"))
             with stage("chain") as say:
                 run_chain(settings, CHAIN_JOB, say)
             with stage("compare"):
                 client = clickhouse.connect(settings, query_origin="demo")
-                _read_outcome(result, client, engine)
+                _read_outcome(result, settings, client, engine)
                 client.close()
             engine.dispose()
         finally:
             with stage("stop"):
                 supervisor.__exit__(None, None, None)
     return result
+
+
+def _say_simulation(say: Callable[[str], None], progress: SimulationProgress) -> None:
+    say(f"{progress.customers_done} of {progress.customers} customers, {progress.events_sent:,} events")
+
+
+def _say_import(say: Callable[[str], None], progress: ImportProgress) -> None:
+    say(f"{progress.phase} {progress.done:,} of {progress.total:,}")
 
 
 def run_chain(settings: Settings, job: str, say: Callable[[str], None]) -> None:
@@ -198,8 +229,8 @@ def run_chain(settings: Settings, job: str, say: Callable[[str], None]) -> None:
         "dagster",
         "job",
         "execute",
-        "-w",
-        str(PROJECT_ROOT / "workspace.yaml"),
+        "-m",
+        "apex_pipelines.definitions",
         "-j",
         job,
     ]
@@ -217,12 +248,9 @@ def run_chain(settings: Settings, job: str, say: Callable[[str], None]) -> None:
             run.wait(30)
             raise
     if run.returncode != 0:
-        errors = [
-            line
-            for line in log_path.read_text(errors="replace").splitlines()
-            if "ERROR" in line or "FAILURE" in line
-        ]
-        raise DemoError(f"the run of {job} failed: {' | '.join(errors[-3:])[:1500]}\nwhole log: {log_path}")
+        lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+        told = [line for line in lines if "ERROR" in line or "FAILURE" in line] or lines
+        raise DemoError(f"the run of {job} failed: {' | '.join(told[-3:])[:1500]}\nwhole log: {log_path}")
 
 
 def _last_step(log_path: Path) -> str:
@@ -233,26 +261,56 @@ def _last_step(log_path: Path) -> str:
     return started[-1].split(" - ")[-2] if started and started[-1].count(" - ") >= 2 else "starting"
 
 
-def _read_outcome(result: DemoResult, client: Client, engine: sa.Engine) -> None:
-    def one(query: str) -> Any:
-        return client.query(query).result_rows[0][0]
+def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine: sa.Engine) -> None:
+    def one(query: str) -> int:
+        return int(client.query(query).result_rows[0][0])
 
-    result.stored_rows = int(one("select count() from raw.usage_events"))
-    result.stored_distinct = int(one("select uniqExact(customer_id, event_id) from raw.usage_events"))
-    result.counted = int(one("select sum(event_count) from marts.usage_daily"))
-    result.segments = [
-        (str(name), int(count))
-        for name, count in client.query(
-            "select segment, count() from marts.segment_memberships where left_on is null group by segment order by 2 desc"
-        ).result_rows
-    ]
-    with engine.connect() as connection:
-        result.mails = [
-            (str(name), int(count))
-            for name, count in connection.execute(
-                sa.text("select email_type, count(*) from email_log group by email_type order by 2 desc, 1")
-            )
+    def counts(query: str) -> dict[str, int]:
+        return {str(name): int(count) for name, count in client.query(query).result_rows}
+
+    result.stored_rows = one("select count() from raw.usage_events")
+    result.stored_distinct = one("select uniqExact(customer_id, event_id) from raw.usage_events")
+    result.counted = one("select sum(event_count) from marts.usage_daily")
+    result.customers = one("select count() from marts.customers")
+    result.totals = counts(
+        "select metric_type, sum(quantity) from marts.usage_daily group by metric_type order by metric_type"
+    )
+    if result.simulated is not None:
+        found = counts(
+            "select metric_type, sum(quantity) from marts.usage_daily "
+            "where customer_id in (select id from raw.customers where source = 'simulator') "
+            "group by metric_type"
+        )
+        result.differences = [
+            f"{metric}: sent {wanted:,}, counted {found.get(metric, 0):,}"
+            for metric, wanted in result.simulated.expected_quantity.items()
+            if found.get(metric, 0) != wanted
         ]
+    result.segments = counts(
+        "select segment, count() from marts.segment_memberships where left_on is null "
+        "group by segment order by 2 desc"
+    )
+    scored = client.query(
+        "select count(), countIf(probability > {flag:Float64}) from ml.churn_scores final "
+        "where feature_date = {day:Date}",
+        parameters={"flag": settings.churn_flag_probability, "day": result.plan.as_of},
+    ).result_rows[0]
+    result.scored, result.flagged = (int(str(count)) for count in scored)
+    result.model = _champion(settings)
+    with engine.connect() as connection:
+        mails = connection.execute(
+            sa.text("select email_type, count(*) from email_log group by email_type order by 2 desc, 1")
+        )
+        result.mails = {str(name): int(count) for name, count in mails}
+
+
+def _champion(settings: Settings) -> dict[str, Any] | None:
+    """The champion's version, algorithm and figures with their intervals; None when no model serves."""
+    try:
+        metadata = registry.load_champion(settings.model_dir).metadata
+    except registry.ChampionMissing:
+        return None
+    return {"version": metadata.version, "algorithm": metadata.algorithm, "metrics": metadata.metrics}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-out = Console()
+# In a pipe there is no width to keep to, and wrapped cells are hard to search.
+out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
 Command = TypeVar("Command", bound=Callable[..., Any])

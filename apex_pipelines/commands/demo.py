@@ -33,7 +33,7 @@ Examples:
 @click.option("--days", type=click.IntRange(1, 720), help="Days of their lives [180].")
 @click.option("--seed", type=int, help="Seed of their lives [42].")
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Day on which the chain runs [today, UTC].")
-@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="File to import too; repeatable.")
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="A file to import; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def demo(
@@ -93,16 +93,64 @@ def _announcer(*, quiet: bool) -> Iterator[Callable[[str, str], None]]:
 
 
 def _print(settings: Settings, result: DemoResult) -> None:
-    for title, rows in result.tables():
+    for title, rows in _tables(result):
         table = Table(title=title, title_justify="left", show_header=False, min_width=72)
         table.add_column(overflow="fold")
         table.add_column(justify="right", overflow="fold")
         for name, value in rows:
-            table.add_row(name, value)
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
         out.print(table)
+    for difference in result.differences:
+        out.print(f"[red]DIFFERS[/] {difference}")
+    warehouse = f"{settings.warehouse_host}:{settings.warehouse_port}"
     out.print("[bold]Where to look[/]")
     out.print(f"  mails          {settings.outbox_dir / 'index.html'}", soft_wrap=True)
-    out.print(f"  asset graph    make up, then {settings.dagster_url}/asset-groups", soft_wrap=True)
-    out.print(f"  marts          make up, then {settings.warehouse_host}:{settings.warehouse_port}, "
-              "user default, password in warehouse.password", soft_wrap=True)  # fmt: skip
+    out.print(f"  asset graph    `make up`, then {settings.dagster_url}/asset-groups", soft_wrap=True)
+    out.print(
+        f"  marts          `make up`, then ClickHouse's HTTP at {warehouse}, user default,", soft_wrap=True
+    )
+    out.print(f"                 password in {settings.home_path / 'warehouse.password'}", soft_wrap=True)
     out.print(f"  data and logs  {settings.home_path}", soft_wrap=True)
+
+
+def _tables(result: DemoResult) -> Iterator[tuple[str, list[tuple[str, int | str]]]]:
+    """Titles and rows of the closing tables."""
+    yield "Events", _event_rows(result)
+    segments: list[tuple[str, int | str]] = [("customers in all", result.customers), *result.segments.items()]
+    yield f"Customers per segment on {result.plan.as_of}", segments
+    yield "Churn model", _model_rows(result)
+    yield "Mails sent, by type", [*result.mails.items(), ("in all", sum(result.mails.values()))]
+    stages: list[tuple[str, int | str]] = [(name, f"{took:.1f} s") for name, took in result.stages.items()]
+    stages.append(("in all", f"{sum(result.stages.values()):.1f} s"))
+    stages.append(("most memory at once", f"{result.peak_memory_bytes / 1e9:.2f} GB"))
+    yield "Time per stage", stages
+
+
+def _event_rows(result: DemoResult) -> list[tuple[str, int | str]]:
+    rows: list[tuple[str, int | str]] = []
+    if result.simulated is not None:
+        done = result.simulated
+        rows.append(("simulated: different events", done.generated))
+        rows.append(("simulated: sent, with repeats", done.sent))
+        rows.append(("simulated: acknowledged", done.acknowledged))
+        rows += [(f"  repeats, {kind}", count) for kind, count in done.repeats.items()]
+    for report in result.imported:
+        rows.append((f"{report.file.name}: events", report.events))
+        rows.append((f"{report.file.name}: acknowledged", report.accepted + report.duplicates))
+    agreed = "agree" if result.exact else "DIFFER"
+    return [
+        *rows,
+        ("stored, rows", result.stored_rows),
+        ("stored, different events", result.stored_distinct),
+        ("counted in the marts", result.counted),
+        ("totals per metric and counts", agreed),
+    ]
+
+
+def _model_rows(result: DemoResult) -> list[tuple[str, int | str]]:
+    if result.model is None:
+        return [("no model serves", "too few customers left; the health score serves instead")]
+    rows: list[tuple[str, int | str]] = [("algorithm", str(result.model["algorithm"]))]
+    for name, (value, low, high) in result.model["metrics"].items():
+        rows.append((name, f"{value:.3f}   [{low:.3f}, {high:.3f}]"))
+    return [*rows, ("customers scored", result.scored), ("flagged as likely to leave", result.flagged)]

@@ -98,6 +98,8 @@ class OnboardingProgress(Base):
 
     customer_id: Mapped[str] = mapped_column(sa.ForeignKey("customers.id"), primary_key=True)
     step: Mapped[str] = mapped_column(
-        sa.Text, primary_key=True, comment="signed_up, sdk_downloaded.<platform>, first_request, first_impression"
+        sa.Text,
+        primary_key=True,
+        comment="signed_up, sdk_downloaded.<platform>, first_request, first_impression",
     )
     occurred_at: Mapped[datetime] = mapped_column(TIMESTAMP)

@@ -40,7 +40,7 @@ def copy_table(engine: sa.Engine, client: Client, table: str, snapshot_at: datet
     twin = f"raw.{table}__incoming"
     client.command(f"drop table if exists {twin} sync")
     client.command(f"create table {twin} as raw.{table}")
-    select: sa.Select[Any] = sa.select(*(sa.column(name) for name in columns)).select_from(sa.table(table))
+    select: sa.Select[Any] = sa.select(sa.text(", ".join(columns))).select_from(sa.table(table))
     copied = 0
     with engine.connect().execution_options(
         isolation_level="REPEATABLE READ", stream_results=True, yield_per=CHUNK_ROWS

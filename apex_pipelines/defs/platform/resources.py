@@ -46,7 +46,7 @@ class Stores(dg.ConfigurableResource):  # type: ignore[type-arg]
     def clickhouse(
         self, context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
     ) -> Iterator[Client]:
-        client = clickhouse.connect(self.settings, query_origin=f"dagster:{context.run_id}")
+        client = clickhouse.connect(self.settings, query_origin=f"dagster:{context.run.run_id}")
         try:
             yield client
         finally:
