@@ -67,6 +67,7 @@ class _BrotliFrame:
 
     def __init__(self) -> None:
         self._decoder = brotli.Decompressor()
+        self._drained = True
 
     @property
     def eof(self) -> bool:
@@ -74,10 +75,14 @@ class _BrotliFrame:
 
     @property
     def needs_input(self) -> bool:
-        return bool(self._decoder.can_accept_more_data())
+        return self._drained and bool(self._decoder.can_accept_more_data())
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        return bytes(self._decoder.process(data, output_buffer_limit=max_length))
+        plain = bytes(self._decoder.process(data, output_buffer_limit=max_length))
+        # It may hold finished output back while it already accepts input; only an empty answer says that it
+        # has given all.
+        self._drained = not plain
+        return plain
 
 
 def _deflate_frame() -> _Frame:

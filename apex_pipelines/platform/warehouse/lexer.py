@@ -1,8 +1,8 @@
 """ClickHouse's tokens: words, literals, comments, brackets.
 
-Belongs here: cutting text into tokens, quoting. Does not belong here: what a sequence of tokens means (`sql`).
+Belongs here: cutting text into tokens, quoting. Does not belong here: what tokens mean together (`sql`).
 
-Everything works on bytes, because an INSERT's data follows its text and need not be text itself.
+Everything works on bytes, because an INSERT's data follows its text and may be anything.
 """
 
 from __future__ import annotations

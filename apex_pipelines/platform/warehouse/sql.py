@@ -273,7 +273,7 @@ def _trailing_settings(text: bytes, start: int, complete: bool) -> tuple[bytes, 
             value = next(stream, None)
         if name is None or equals is None or value is None:
             if complete:
-                return text[token.start : end], end
+                return b"", start
             raise _Incomplete
         if equals.text != b"=":
             return b"", start  # data that happens to begin with the word
@@ -325,8 +325,6 @@ def _parse_whole(text: bytes, first: Token) -> Statement:
                 "INTO_OUTFILE_NOT_ALLOWED", "INTO OUTFILE is not allowed: it names a client's file"
             )
     clause = _format_clause(top)
-    if keyword == b"EXPLAIN" and inserts:
-        inserts = False
     rows = keyword in _ROW_KEYWORDS and not inserts
     if not (rows or keyword in _ANSWERING_COMMANDS or inserts) or clause is None:
         kind = Kind.ROWS if rows else Kind.COMMAND
