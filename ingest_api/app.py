@@ -19,7 +19,6 @@ from apex_pipelines.metering.rules import MeteringRules
 from apex_pipelines.platform import catalogue
 from apex_pipelines.platform.clock import SystemClock, clock_from_setting
 from apex_pipelines.platform.logging import configure_logging, get_logger
-from apex_pipelines.platform.postgres import database_url
 from apex_pipelines.settings import Settings
 from ingest_api import metrics
 from ingest_api.health_routes import HealthRoutes
@@ -94,7 +93,7 @@ class IngestApp:
             spool_size=settings.spool_hard_limit_bytes,
         )
         self._spool = SpoolWriter(settings.spool_dir, f"w{number}", limits, loop, self._counters.flushed)
-        lookup = KeyLookup(lambda: database_url(settings))
+        lookup = KeyLookup(_database_url(settings))
         self._keys = KeyRing(lookup, settings.api_key_cache_seconds, loop)
         rules = MeteringRules(
             metrics=catalogue.metrics(),
@@ -130,15 +129,19 @@ class IngestApp:
         self._keys.close()
 
     async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
+        failure: Exception | None = None
         try:
             response = await self._respond(scope, protocol)
         except HttpError as error:
             response = error_response(error)
-        except Exception as error:
-            log.error("request failed", path=scope.path, exc_info=error)
+        except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
+            failure = error
             response = error_response(HttpError(500, "internal_error", "the request failed on our side"))
         self._counters.add(metrics.ANSWERS[response.status // 100])
         protocol.response_bytes(response.status, response.headers, response.body)
+        if failure is not None:
+            # After the answer, because on a full disk even logging may fail.
+            log.error("request failed", path=scope.path, exc_info=failure)
 
     async def _respond(self, scope: Scope, protocol: HttpProtocol) -> Response:
         if scope.proto != "http":
@@ -163,6 +166,16 @@ class IngestApp:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
+
+
+def _database_url(settings: Settings) -> Callable[[], str]:
+    configured = settings.database_url
+    if configured is not None:
+        return lambda: configured
+    # Only the embedded server's address needs this import, which doubles a worker's time to start.
+    from apex_pipelines.platform.postgres import embedded_url
+
+    return lambda: embedded_url(settings)
 
 
 def _require_method(method: str, allowed: tuple[str, ...]) -> None:

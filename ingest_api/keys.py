@@ -152,7 +152,6 @@ class KeyRing:
         now = time.monotonic()
         if error is not None:
             self._away_until = now + _RETRY_SECONDS
-            log.error("API keys can't be looked up; known ones go on working", error=str(error))
             unanswered = KeysUnavailable(str(error))
         for digest, told in asked.items():
             if error is None:
@@ -168,6 +167,8 @@ class KeyRing:
             self._send()
         else:
             self._is_asking = False
+        if error is not None:
+            log.error("API keys can't be looked up; known ones go on working", error=str(error))
 
     def _keep(self, digest: bytes, answer: _Answer) -> None:
         kept, other, limit = (

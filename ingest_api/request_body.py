@@ -5,14 +5,18 @@ Belongs here: bytes off the wire. Does not belong here: what they mean (`decodin
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import Protocol
+
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined] # exported under another name
 
 from ingest_api.responses import HttpError
 
 # A client that was refused early sees a broken connection instead of the answer, so a little more than
 # the limit is read and thrown away before answering.
 _DRAINED_LIMITS = 4
+_BODY_SECONDS = 30
 
 
 class RequestHeaders(Protocol):
@@ -35,14 +39,22 @@ async def read_body(headers: RequestHeaders, protocol: RequestProtocol, limit: i
     Raises
     ------
     HttpError
-        413 if it is larger, 415 for an encoding other than gzip, 400 if the gzip data is broken.
+        413 if it is larger, 415 for an encoding other than gzip, 400 if the gzip data is broken or the client
+        went away half-way, 408 if it is too slow.
     """
     encoding = (headers.get("content-encoding") or "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise HttpError(
             415, "unsupported_encoding", f"Content-Encoding {encoding[:40]!r} is not gzip or identity"
         )
-    body = await _read_wire(headers, protocol, limit)
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await _read_wire(headers, protocol, limit)
+    except TimeoutError as error:
+        message = f"the body did not arrive within {_BODY_SECONDS} s"
+        raise HttpError(408, "body_too_slow", message, [("connection", "close")]) from error
+    except ProtocolClosed as error:
+        raise HttpError(400, "body_cut_off", "the connection ended before the body did") from error
     return body if encoding == "identity" else gunzip(body, limit)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -365,6 +367,53 @@ def _rename(engine: sa.Engine, old: str, new: str) -> None:
         )
         connection.execute(sa.text(f'alter database "{old}" rename to "{new}"'))
     admin.dispose()
+
+
+def test_a_client_that_goes_away_half_way_harms_nothing(
+    api: Api, http: httpx.Client, account: Account, settings: Settings
+) -> None:
+    head = f"POST /api/usage/track HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\n"
+    for _ in range(3):
+        with socket.create_connection((settings.api_host, settings.api_port)) as connection:
+            connection.sendall(f'{head}Content-Length: 100\r\n\r\n{{"metric_type": '.encode())
+            connection.shutdown(socket.SHUT_WR)
+            assert b"body_cut_off" in connection.recv(4096)
+    assert http.post("/api/usage/track", json=event(), headers=account.bearer).status_code == 200
+    assert len(spooled(settings.spool_dir)) == 1
+    assert "request failed" not in api.log.read_text()
+
+
+def test_a_full_spool_asks_clients_to_come_back_later(new_api: Callable[..., Api], account: Account) -> None:
+    api = new_api(APEX_SPOOL_HARD_LIMIT_BYTES="20000", APEX_SPOOL_SEGMENT_MAX_BYTES="5000")
+    with httpx.Client(base_url=api.url, headers=account.bearer) as http:
+
+        def is_refused() -> bool:
+            answer = http.post("/api/usage/batch", json=[event(event_id=None)] * 100)
+            if answer.status_code == 200:
+                return False
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "spool_full")
+            assert int(answer.headers["retry-after"]) > 0
+            return True
+
+        until(is_refused)
+        ready = http.get("/ready")
+        assert (ready.status_code, ready.json()["checks"]["spool"]["ok"]) == (503, False)
+        assert http.get("/health").status_code == 200
+
+
+def test_a_disk_that_takes_no_more_refuses_and_recovers(
+    new_api: Callable[..., Api], account: Account, settings: Settings
+) -> None:
+    """No file may grow beyond a limit here, which fails writes half-way as a full disk does."""
+    limit = 100_000
+    api = new_api(preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    with httpx.Client(base_url=api.url, headers=account.bearer) as http:
+        large = [event(event_id=None, metadata={"text": "x" * 500})] * 300
+        answer = http.post("/api/usage/batch", json=large)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert http.post("/api/usage/track", json=event()).status_code == 200
+    assert [row.event_id for row in spooled(settings.spool_dir)] == ["evt-1"]
 
 
 def test_a_port_in_use_is_said_in_one_line(api: Api) -> None:
