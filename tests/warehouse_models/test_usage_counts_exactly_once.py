@@ -6,13 +6,16 @@ The expected figures come from a Polars computation over the raw rows that knows
 from __future__ import annotations
 
 import random
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from polars.testing import assert_frame_equal
 
+from apex_pipelines.platform import clickhouse
 from tests.warehouse_models.conftest import Models
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
@@ -22,7 +25,7 @@ KEY = ["customer_id", "usage_date", "metric_type"]
 
 
 class Arrivals:
-    """A seeded stream of arrivals: new events, late ones, corrections, and repeats that claim another time."""
+    """A seeded stream of arrivals: new and late events, corrections, repeats that claim another time."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -102,7 +105,9 @@ def test_daily_use_equals_an_independent_count_after_each_run(models: Models, se
         assert_counts(models, raw)
         assert raw.height > counted_once(raw)["event_count"].sum(), f"round {round_} had no repeats"
 
-    everything = "select * except (processed_at) from intermediate.int_usage_events order by customer_id, event_id"
+    everything = (
+        "select * except (processed_at) from intermediate.int_usage_events order by customer_id, event_id"
+    )
     daily = "select * from marts.usage_daily order by customer_id, usage_date, metric_type"
     events_before, daily_before = models.frame(everything), models.frame(daily)
 
@@ -125,7 +130,9 @@ def test_a_late_event_reopens_its_own_day_only(models: Models) -> None:
     models.build("usage_daily")
     # What a day holds is summed from its events when it is reopened, and not looked at otherwise: a figure
     # spoilt by hand survives on every day but the late event's.
-    models.client.command("alter table marts.usage_daily update quantity = 0 where 1 settings mutations_sync = 2")
+    models.client.command(
+        "alter table marts.usage_daily update quantity = 0 where 1 settings mutations_sync = 2"
+    )
 
     late = days[3] | {"event_id": "late", "quantity": 5, "loaded_at": loaded_at + timedelta(minutes=1)}
     models.insert_events([late])
@@ -139,7 +146,7 @@ def test_a_late_event_reopens_its_own_day_only(models: Models) -> None:
 
 
 def _insert_many(models: Models, part: int, rows: int) -> None:
-    """`rows` arrivals made by the server; in a later part every tenth has an id of the numbers below `rows`."""
+    """`rows` arrivals made by the server; in a later part every tenth has an id below `rows`."""
     models.client.command(f"""
         insert into raw.usage_events
         select
@@ -162,7 +169,8 @@ def _insert_many(models: Models, part: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "state"), [("int_usage_events", "begun"), ("int_usage_events", "stored"), ("usage_daily", "begun")]
+    ("model", "state"),
+    [("int_usage_events", "begun"), ("int_usage_events", "stored"), ("usage_daily", "begun")],
 )
 def test_a_killed_run_changes_nothing_that_the_next_one_does_not_heal(
     models: Models, model: str, state: str
@@ -189,3 +197,39 @@ def test_a_killed_run_changes_nothing_that_the_next_one_does_not_heal(
     stored = "select count(), uniqExact(customer_id, event_id) from intermediate.int_usage_events"
     time.sleep(1)
     assert models.client.query(stored).result_rows == [(490_000, 490_000)]
+
+
+def test_a_statement_that_a_killed_run_left_behind_is_ended(models: Models) -> None:
+    _insert_many(models, 0, 1_000)
+    models.build("usage_daily")
+    _insert_many(models, 1, 1_000)
+    # As the server would still be working for a dbt that is gone: slow, and with dbt's comment in it.
+    leftover = """
+        /* {"node_id": "model.apex.int_usage_events"} */
+        insert into intermediate.int_usage_events
+            (customer_id, event_id, metric_type, quantity, event_time, usage_date, processed_at)
+        select customer_id, event_id, metric_type, quantity, event_time, toDate(event_time, 'UTC'), now64(6)
+        from raw.usage_events
+        where batch_id = 'batch-1' and sleepEachRow(0.1) = 0
+        settings max_block_size = 10, min_insert_block_size_rows = 10, max_threads = 1,
+            function_sleep_max_microseconds_per_block = 0
+    """
+    failures: list[str] = []
+
+    def work() -> None:
+        client = clickhouse.connect(models.settings, query_origin="tests")
+        try:
+            client.command(leftover)
+        except DatabaseError as error:
+            failures.append(str(error))
+        finally:
+            client.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    models.run("run", "--select", "int_usage_events", "usage_daily")
+    thread.join(30)
+    assert not thread.is_alive()
+    assert failures
+    assert "QUERY_WAS_CANCELLED" in failures[0]
+    assert_counts(models, models.frame("select * from raw.usage_events"))

@@ -6,6 +6,9 @@
     {{ exceptions.raise_compiler_error("churn_label is " ~ label ~ "; it must be subscription_end or inactivity") }}
 {%- endif %}
 
+-- Either label keeps both parents, so that the graph does not change with a variable.
+-- depends_on: {{ ref('stg_customers') }}
+-- depends_on: {{ ref('stg_subscriptions') }}
 with first_use as (
 
     select customer_id, min(usage_date) as first_used_on

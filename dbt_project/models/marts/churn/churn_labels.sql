@@ -2,6 +2,9 @@
 
 {%- set horizon = var('churn_horizon_days') | int %}
 
+-- Either label keeps both parents, so that the graph does not change with a variable.
+-- depends_on: {{ ref('usage_daily') }}
+-- depends_on: {{ ref('stg_subscriptions') }}
 with judged as (
 
     select

@@ -1,0 +1,74 @@
+"""The whole project on a small company: all its tests pass, and a repeat changes nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from polars.testing import assert_frame_equal
+
+from tests.warehouse_models.conftest import AS_OF, Models
+
+MIDNIGHT = datetime(AS_OF.year, AS_OF.month, AS_OF.day, tzinfo=UTC)
+MARTS = [
+    "usage_daily", "usage_by_period", "customers", "onboarding", "customer_health", "at_risk_customers",
+    "segment_membership_daily", "segment_memberships", "churn_features", "churn_labels",
+]  # fmt: skip
+
+
+def _use(models: Models, customer: str, days: range, impressions: int) -> None:
+    models.insert_events([
+        {
+            "customer_id": customer, "event_id": f"{customer}-{day}", "metric_type": "impressions",
+            "quantity": impressions, "event_time": MIDNIGHT - timedelta(days=day), "accepted_at": MIDNIGHT,
+            "loaded_at": MIDNIGHT, "batch_id": customer, "batch_row": day,
+        }
+        for day in days
+    ])  # fmt: skip
+
+
+def test_build_passes_and_a_repeat_changes_nothing(models: Models) -> None:
+    models.insert_customers(["cus_big", "cus_dropping", "cus_gone"], MIDNIGHT - timedelta(days=100))
+    models.insert_customers(["cus_silent"], MIDNIGHT - timedelta(days=8))
+    models.insert_subscription(
+        "cus_big", MIDNIGHT - timedelta(days=100), plan_type="enterprise", base_price_cents=99_900
+    )
+    models.insert_subscription("cus_dropping", MIDNIGHT - timedelta(days=100))
+    models.insert_subscription("cus_silent", MIDNIGHT - timedelta(days=8))
+    left_at = MIDNIGHT - timedelta(days=40)
+    models.insert_subscription("cus_gone", MIDNIGHT - timedelta(days=100), cancelled_at=left_at)
+    _use(models, "cus_big", range(1, 90), 40_000)
+    _use(models, "cus_dropping", range(8, 60), 5_000)
+    _use(models, "cus_gone", range(40, 90), 5_000)
+
+    models.run("build")
+    rows = {name: models.frame(f"select * from marts.{name}").rows() for name in MARTS}
+    assert all(rows.values()), {name: len(found) for name, found in rows.items()}
+    segments = models.client.query("select customer_id, segment from marts.segment_memberships").result_rows
+    assert set(segments) == {
+        ("cus_big", "power_user"), ("cus_big", "vip"), ("cus_dropping", "at_risk"), ("cus_silent", "at_risk"),
+    }  # fmt: skip
+    status = dict(models.client.query("select customer_id, status from marts.customers").result_rows)
+    assert status["cus_gone"] == "canceled"
+    assert "cus_gone" not in {row[0] for row in rows["customer_health"]}
+
+    models.run("run")
+    for name, before in rows.items():
+        again = models.frame(f"select * from marts.{name}").rows()
+        assert sorted(map(str, again)) == sorted(map(str, before)), name
+
+
+def test_a_day_run_again_without_members_forgets_the_former(models: Models) -> None:
+    models.insert_customers(["cus_vip"], MIDNIGHT - timedelta(days=100))
+    models.insert_subscription("cus_vip", MIDNIGHT - timedelta(days=100), base_price_cents=99_900)
+    models.build("segment_memberships", as_of=AS_OF)
+    models.build("segment_memberships", as_of=AS_OF + timedelta(days=1))
+    stays = "select segment, entered_on, left_on from marts.segment_memberships"
+    assert models.client.query(stays).result_rows == [("vip", AS_OF, None)]
+
+    models.client.command("truncate table raw.subscriptions")
+    models.insert_subscription("cus_vip", MIDNIGHT - timedelta(days=100), base_price_cents=9_900)
+    before = models.frame("select * from marts.segment_membership_daily where as_of_date = '2026-06-01'")
+    models.build("segment_memberships", as_of=AS_OF + timedelta(days=1))
+    assert models.client.query(stays).result_rows == [("vip", AS_OF, AS_OF + timedelta(days=1))]
+    after = models.frame("select * from marts.segment_membership_daily where as_of_date = '2026-06-01'")
+    assert_frame_equal(after, before)
