@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.billing.store import cancel
+from apex_pipelines.lifecycle.store import lock_trigger
 from apex_pipelines.lifecycle.triggers import (
     TriggerReport,
     at_risk_triggers,
@@ -22,6 +23,7 @@ from apex_pipelines.lifecycle.triggers import (
     segment_triggers,
     usage_alert_triggers,
 )
+from apex_pipelines.messaging.outbox import MailRequest, enqueue_many
 from apex_pipelines.messaging.queue import DrainReport
 from apex_pipelines.platform import clickhouse
 from apex_pipelines.platform.clock import ManualClock
@@ -166,6 +168,26 @@ def test_two_runs_at_once_queue_one_mail(
 
     assert len(reports) == 8
     assert Counter(mails(engine)) == Counter(usage_drop=10, usage_alert_90=10)
+
+
+def test_run_of_another_day_waits_for_the_one_that_is_deciding(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
+) -> None:
+    customer = sign_up()
+    fill("marts.at_risk_customers", [_at_risk(customer, day=TODAY - timedelta(days=1))])
+    reports: list[TriggerReport] = []
+    run = threading.Thread(
+        target=lambda: reports.append(at_risk_triggers(marts, engine, TODAY - timedelta(days=1), clock))
+    )
+    with engine.begin() as connection:  # today's run, which has decided and not yet committed
+        lock_trigger(connection, "at_risk")
+        key = f"at_risk:usage_drop:{customer}:{TODAY}"
+        enqueue_many(connection, [MailRequest("usage_drop", customer, {"reason": "r"}, key)], now=clock.now())
+        run.start()
+        run.join(0.5)
+        assert reports == []
+    run.join(30)
+    assert mails(engine) == ["usage_drop"]
 
 
 # --- segments -----------------------------------------------------------------------------------------------

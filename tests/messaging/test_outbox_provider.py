@@ -69,8 +69,11 @@ def test_mail_is_a_readable_message_with_both_parts(
     assert message["From"] == settings.email_sender
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     assert message["Message-ID"].endswith("@apexmediation.com>")
-    assert message.get_body(("plain",)).get_content().startswith("Hello Zoë & Søn,")
-    assert "Zoë &amp; Søn" in message.get_body(("html",)).get_content()
+    text, html = message.get_body(("plain",)), message.get_body(("html",))
+    assert text is not None
+    assert html is not None
+    assert text.get_content().startswith("Hello Zoë & Søn,")
+    assert "Zoë &amp; Søn" in html.get_content()
     assert "Zoë &amp; Søn" in file.with_suffix(".html").read_text()
 
 

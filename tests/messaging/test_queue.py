@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -20,6 +22,7 @@ from apex_pipelines.messaging.operations import (
     retry_failed,
 )
 from apex_pipelines.messaging.outbox import MailRequest, enqueue, enqueue_many
+from apex_pipelines.messaging.providers import Mail, SendResult
 from apex_pipelines.messaging.queue import DrainReport, drain
 from apex_pipelines.messaging.unsubscribe import InvalidUnsubscribeToken, Unsubscriber, unsubscribe
 from apex_pipelines.platform.clock import ManualClock
@@ -502,3 +505,40 @@ def test_four_workers_send_each_mail_once_and_keep_the_24_hour_rule(
     assert counts[QueueState.SENT] == 80
     assert counts[QueueState.SKIPPED] == 160
     assert counts[QueueState.PENDING] == 0
+
+
+def test_two_workers_that_hold_the_same_type_for_a_customer_send_one(
+    engine: sa.Engine,
+    make_customer: MakeCustomer,
+    queue_mail: QueueMail,
+    clock: ManualClock,
+    settings: Settings,
+) -> None:
+    customer = make_customer()
+    for _ in range(2):
+        queue_mail("usage_drop", customer)
+    both_sending = threading.Barrier(2)
+
+    class SlowProvider(RecordingProvider):
+        """Waits a while for the other worker to be sending too, which must not happen."""
+
+        def send(self, mails: Sequence[Mail]) -> list[SendResult]:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_sending.wait(1)
+            return super().send(mails)
+
+    providers = [SlowProvider(), SlowProvider()]
+    threads = [
+        threading.Thread(
+            target=drain, args=(engine, provider, clock), kwargs={"settings": settings, "batch_size": 1}
+        )
+        for provider in providers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert sum(len(provider.mails) for provider in providers) == 1
+    assert _log(engine) == [(customer, "usage_drop")]
+    assert queue_counts(engine)[QueueState.SKIPPED] == 1
