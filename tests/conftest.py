@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -64,9 +65,12 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
 
 
 @pytest.fixture(scope="session")
-def _server_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def _server_settings() -> Iterator[Settings]:
     """Settings of the servers that all tests share; each test gets its own database and folders."""
-    return Settings(home=tmp_path_factory.mktemp("servers"), warehouse_port=free_port())
+    # Not below pytest's own folder: each start of pytest closes that to others, and PostgreSQL, when started by
+    # root, runs as another user.
+    with tempfile.TemporaryDirectory(prefix="apex-tests-", ignore_cleanup_errors=True) as folder:
+        yield Settings(home=Path(folder), warehouse_port=free_port())
 
 
 @pytest.fixture(scope="session")

@@ -179,8 +179,8 @@ def subscribe_many(connection: sa.Connection, subscriptions: Iterable[NewSubscri
     opened = 0
     for first in range(0, len(rows), _ROWS_PER_STATEMENT):
         chunk = rows[first : first + _ROWS_PER_STATEMENT]
-        # One statement for the chunk, since only then does the count of inserted rows come back.
-        opened += connection.execute(insert(Subscription).values(chunk).on_conflict_do_nothing()).rowcount
+        statement = insert(Subscription).on_conflict_do_nothing().returning(Subscription.id)
+        opened += len(connection.execute(statement, chunk).all())
     return opened
 
 

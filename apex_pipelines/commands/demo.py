@@ -34,6 +34,7 @@ Examples:
 @click.option("--seed", type=int, help="Seed of their lives [42].")
 @click.option("--as-of", type=click.DateTime(["%Y-%m-%d"]), help="Day on which the chain runs [today, UTC].")
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="A file to import; repeatable.")
+@click.option("--progress", is_flag=True, help="Print stages as lines even with --json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_obj
 def demo(
@@ -43,6 +44,7 @@ def demo(
     seed: int | None,
     as_of: datetime | None,
     data: tuple[Path, ...],
+    progress: bool,
     as_json: bool,
 ) -> None:
     """Run the whole chain on simulated customers (and your files), from empty folders to mails.
@@ -61,7 +63,7 @@ def demo(
     )
     explicit = any(value is not None for value in (customers, days, seed, as_of))
     plan = settled_plan(settings, wanted, explicit=explicit)
-    with _announcer(quiet=as_json) as announce:
+    with _announcer(quiet=as_json and not progress) as announce:
         result = run_demo(settings, plan, list(data), announce)
     if as_json:
         click.echo(json.dumps(result.as_dict(), default=str, indent=2))

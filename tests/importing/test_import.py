@@ -29,6 +29,7 @@ from tests.conftest import PROJECT_ROOT
 from tests.importing.fault_server import Fault, FaultServer
 
 QUICK = RetryPolicy(first_pause=0.01, longest_pause=0.05, give_up_after=1.0, answer_within=5)
+PATIENT = RetryPolicy(first_pause=0.01, longest_pause=0.05, give_up_after=30, answer_within=5)
 ROWS = [
     (f"c{number % 40:02}", f"199701{number % 28 + 1:02}", number % 5, f"{number}.25") for number in range(400)
 ]
@@ -60,9 +61,11 @@ EXPECTED = Counter(
 )
 
 
-def bring_in(settings: Settings, server: FaultServer, path: Path, clock: ManualClock) -> ImportReport:
+def bring_in(
+    settings: Settings, server: FaultServer, path: Path, clock: ManualClock, retry: RetryPolicy = QUICK
+) -> ImportReport:
     settings.api_port = server.port
-    return run_import(settings, path, historical=True, clock=clock, retry=QUICK, concurrency=4)
+    return run_import(settings, path, historical=True, clock=clock, retry=retry, concurrency=4)
 
 
 def test_the_story_of_a_file(settings: Settings, engine: sa.Engine, clock: ManualClock, file: Path) -> None:
@@ -118,7 +121,7 @@ def test_faults_of_the_network_change_no_total(
 ) -> None:
     cycle = [Fault.DROP_AFTER, Fault.NONE, Fault.BUSY, Fault.HALF_ANSWER, Fault.ERROR, Fault.NONE]
     with FaultServer(fault=lambda number: cycle[number % 6], retry_after="0.01") as server:
-        report = bring_in(settings, server, file, clock)
+        report = bring_in(settings, server, file, clock, PATIENT)
     assert totals(server) == EXPECTED
     assert report.accepted + report.duplicates == 800
     assert report.retries > 0
@@ -162,7 +165,9 @@ def test_stopped_by_the_user_it_keeps_what_is_confirmed_and_ends_its_keys(
 
     with FaultServer(delay_seconds=0.02) as server:
         settings.api_port = server.port
-        with pytest.raises(ImportInterrupted, match="stopped on request.*events are confirmed.*run the same"):
+        with pytest.raises(
+            ImportInterrupted, match=r"stopped on request.*events are confirmed.*run the same"
+        ):
             run_import(settings, file, historical=True, clock=clock, on_progress=stop_half_way, concurrency=2)
         with engine.connect() as connection:
             assert connection.scalar(sa.text("select count(*) from api_keys where revoked_at is null")) == 0
@@ -269,5 +274,5 @@ def test_files_that_can_not_be_imported_say_why(
 
 
 def test_a_database_that_is_down_is_named(settings: Settings, clock: ManualClock, file: Path) -> None:
-    with pytest.raises(ImportFailed, match="PostgreSQL is not running.*apex up"):
+    with pytest.raises(ImportFailed, match=r"PostgreSQL is not running.*apex up"):
         run_import(settings, file, clock=clock)

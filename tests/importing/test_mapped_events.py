@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apex_pipelines.importing.errors import MappingProblem
@@ -72,6 +72,8 @@ def test_a_purchase_is_discs_and_dollars_and_a_free_one_counts_as_zero(tmp_path:
     assert (paid.customer, paid.at.isoformat()) == ("00001", "1997-01-01T00:00:00+00:00")
 
 
+# It writes files: how long that takes says nothing, least of all on a busy machine.
+@settings(deadline=None)
 @given(
     content=st.lists(st.sampled_from("abc"), min_size=1, max_size=30),
     more=st.lists(st.sampled_from("abcd"), max_size=30),
@@ -200,9 +202,9 @@ def test_ndjson_reads_nested_fields_and_numbers_exactly(tmp_path: Path) -> None:
         (('metadata = {{ feature = "shop" }}', ""), "must carry metadata 'feature'"),
         (("constant = 2", 'constant = 2\ncolumn = "views"'), "either `column` or `constant`"),
         (("feature_used", "impressions"), "listed twice"),
-        (('one_of = ["view", "show"] ', ""), "`when` needs"),
+        ((', one_of = ["view", "show"]', ""), "`when` needs"),
         (("[customers]", '[customers]\nplan = "gold"'), "no plan 'gold'"),
-        (("[customers]", '[customers]\nname = "{{{{0}}}}"'), "may hold {customer}"),
+        (("[customers]", '[customers]\nname = "{{0}}"'), "may hold {customer}"),
         (('name = "shop"', 'name = "Shop!"'), "name"),
         (("[time]", "[time"), "example"),
     ],

@@ -14,11 +14,13 @@ email_queue = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
-# The partial index on what is pending answers this without reading the table.
-_DUE = sa.text(
-    "select count(*), max(id) from events "
-    "where processed_at is null and event_type like 'email.%' and not_before <= :now"
-)
+# The partial index on what is pending answers this without reading the table. A row that an operator reset by
+# hand is due at once, whatever its back-off said.
+_DUE = sa.text("""
+    select count(*), max(id) from events
+    where processed_at is null and event_type like 'email.%'
+      and (not_before <= :now or (error_message is null and (attempts > 0 or outcome is not null)))
+""")
 
 
 @dg.sensor(job=email_queue, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
