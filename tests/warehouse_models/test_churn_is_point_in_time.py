@@ -30,7 +30,7 @@ def _event(
 def _history(seed: int, until: datetime) -> list[dict[str, object]]:
     """Days with gaps, of customers of whom some fall silent."""
     chance = random.Random(seed)
-    events = []
+    events: list[dict[str, object]] = []
     for index, customer in enumerate(CUSTOMERS):
         silent_after = FIRST_DAY + timedelta(days=20 + 15 * index)
         day = FIRST_DAY

@@ -138,7 +138,8 @@ def test_a_late_event_reopens_its_own_day_only(models: Models) -> None:
     models.insert_events([late])
     models.run("run", "--select", "int_usage_events", "usage_daily")
 
-    totals = dict(models.client.query("select usage_date, quantity from marts.usage_daily").result_rows)
+    rows = models.client.query("select usage_date, quantity from marts.usage_daily").result_rows
+    totals = {row[0]: row[1] for row in rows}
     late_day = (START + timedelta(days=3)).date()
     assert totals.pop(late_day) == 15
     assert set(totals.values()) == {0}

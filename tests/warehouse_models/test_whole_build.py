@@ -47,7 +47,8 @@ def test_build_passes_and_a_repeat_changes_nothing(models: Models) -> None:
     assert set(segments) == {
         ("cus_big", "power_user"), ("cus_big", "vip"), ("cus_dropping", "at_risk"), ("cus_silent", "at_risk"),
     }  # fmt: skip
-    status = dict(models.client.query("select customer_id, status from marts.customers").result_rows)
+    statuses = models.client.query("select customer_id, status from marts.customers").result_rows
+    status = {row[0]: row[1] for row in statuses}
     assert status["cus_gone"] == "canceled"
     assert "cus_gone" not in {row[0] for row in rows["customer_health"]}
 
