@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -16,29 +14,12 @@ from sqlalchemy.dialects.postgresql import insert
 from apex_pipelines.customers.models import Customer
 from apex_pipelines.messaging.models import Suppression
 from apex_pipelines.platform.clock import Clock
+from apex_pipelines.platform.kept_secret import kept_secret
 from apex_pipelines.settings import Settings
 
 
 class InvalidUnsubscribeToken(ValueError):
     """The token was not made by this platform."""
-
-
-def _signing_key(folder: Path) -> bytes:
-    """The key that signs tokens, kept in the data folder; made at first use."""
-    path = folder / "unsubscribe.key"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{secrets.token_hex(4)}")
-        temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_hex(32))
-        try:
-            # A hard link fails when another process was first, so both end up with the same key.
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return bytes.fromhex(path.read_text().strip())
 
 
 class Unsubscriber:
@@ -51,7 +32,7 @@ class Unsubscriber:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._key = _signing_key(settings.home_path)
+        self._key = bytes.fromhex(kept_secret(settings.home_path / "unsubscribe.key"))
         self._site_url = settings.site_url.rstrip("/")
 
     def token(self, subject: str) -> str:
