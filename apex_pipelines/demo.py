@@ -290,18 +290,16 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
         "select segment, count() from marts.segment_memberships where left_on is null "
         "group by segment order by 2 desc"
     )
-    scored = client.query(
-        "select count(), countIf(probability > {flag:Float64}) from ml.churn_scores final "
-        "where feature_date = {day:Date}",
-        parameters={"flag": settings.churn_flag_probability, "day": result.plan.as_of},
-    ).result_rows[0]
-    result.scored, result.flagged = (int(str(count)) for count in scored)
+    day = result.plan.as_of.isoformat()
+    scores = f"from ml.churn_scores final where feature_date = '{day}'"
+    result.scored = one(f"select count() {scores}")
+    result.flagged = one(f"select count() {scores} and probability > {settings.churn_flag_probability}")
     result.model = _champion(settings)
     with engine.connect() as connection:
         mails = connection.execute(
-            sa.text("select email_type, count(*) from email_log group by email_type order by 2 desc, 1")
+            sa.text("select email_type, count(*) as n from email_log group by email_type order by 2 desc, 1")
         )
-        result.mails = {str(name): int(count) for name, count in mails}
+        result.mails = {str(row.email_type): int(row.n) for row in mails}
 
 
 def _champion(settings: Settings) -> dict[str, Any] | None:

@@ -67,8 +67,8 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
 @pytest.fixture(scope="session")
 def _server_settings() -> Iterator[Settings]:
     """Settings of the servers that all tests share; each test gets its own database and folders."""
-    # Not below pytest's own folder: each start of pytest closes that to others, and PostgreSQL, when started by
-    # root, runs as another user.
+    # Not below pytest's own folder: each start of pytest closes that to others, and PostgreSQL, when started
+    # by root, runs as another user.
     with tempfile.TemporaryDirectory(prefix="apex-tests-", ignore_cleanup_errors=True) as folder:
         yield Settings(home=Path(folder), warehouse_port=free_port())
 

@@ -6,20 +6,20 @@ Does not belong here: any query about the business (dbt and the domains have tho
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.platform.kept_secret import kept_secret
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.settings import PROJECT_ROOT, Settings
 
 log = get_logger(__name__)
 MIGRATIONS = PROJECT_ROOT / "migrations" / "clickhouse"
 
-# Said on each insert rather than trusted, because it became the default in 26.2. fsync is a setting of tables:
+# Said on each insert, because the opposite became the default in 26.2. fsync is a setting of tables:
 # the raw tables state it themselves, and the embedded warehouse has it as the default of all.
 DURABLE_INSERT = {"async_insert": 0}
 
@@ -28,20 +28,7 @@ def warehouse_password(settings: Settings) -> str:
     """Password of ClickHouse's user `default`: the setting, else a random one kept in the data folder."""
     if settings.clickhouse_password is not None:
         return settings.clickhouse_password
-    path = settings.home_path / "warehouse.password"
-    if not path.exists():
-        settings.home_path.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{secrets.token_hex(4)}")
-        temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_urlsafe(24))
-        try:
-            # A hard link fails when another process was first, so both end up reading the same password.
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return path.read_text().strip()
+    return kept_secret(settings.home_path / "warehouse.password")
 
 
 def clickhouse_url(settings: Settings) -> str:

@@ -153,5 +153,6 @@ def _mail(settings: Settings) -> Finding:
         return Finding("mail", ok=False, message="unknown while PostgreSQL does not answer")
     if failed:
         message = f"{failed} mails rest as failed"
-        return Finding("mail", ok=False, message=message, remedy="`apex email queue --state failed`, then `apex email retry`")
+        remedy = "`apex email queue --state failed`, then `apex email retry`"
+        return Finding("mail", ok=False, message=message, remedy=remedy)
     return Finding("mail", ok=True, message="no mail rests as failed")

@@ -69,7 +69,10 @@ def counted(warehouse: Client, distinct_events: int) -> Rows:
         for customer, day, metric, quantity in warehouse.query(
             """
             select customer_id, toDate(event_time) as day, metric_type, sum(quantity)
-            from (select distinct customer_id, event_id, metric_type, event_time, quantity from raw.usage_events)
+            from (
+                select distinct customer_id, event_id, metric_type, event_time, quantity
+                from raw.usage_events
+            )
             group by all order by all
             """
         ).result_rows

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -75,7 +76,9 @@ def test_all_at_once_and_then_again(settings: Settings, engine: sa.Engine, clock
     assert (again.expected_quantity, again.sent) == (report.expected_quantity, report.sent)
     assert report.accounts.customers == 40
     with engine.connect() as connection:
-        scopes = connection.execute(sa.text("select distinct scopes from api_keys")).scalars().all()
+        scopes: Sequence[list[str]] = (
+            connection.execute(sa.text("select distinct scopes from api_keys")).scalars().all()
+        )
         still_open = connection.scalar(sa.text("select count(*) from api_keys where revoked_at is null"))
     assert (scopes, still_open) == ([["ingest", "historical"]], 0)
     assert stored_simulation(settings.home_path, 7) == SMALL
@@ -143,7 +146,9 @@ def test_lived_day_by_day_it_ends_as_when_run_at_once(
                 break
             clock.advance(timedelta(days=5))
         with engine.connect() as connection:
-            kinds = connection.execute(sa.text("select distinct scopes from api_keys")).scalars().all()
+            kinds: Sequence[list[str]] = (
+                connection.execute(sa.text("select distinct scopes from api_keys")).scalars().all()
+            )
     assert ["ingest"] in kinds  # what is recent needs no key for late events
     assert days_of_change > 2
     assert report.expected_quantity == totals(server)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,6 @@ def test_the_story_of_a_trial_that_does_not_convert() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"customers": 0}, {"days": 0}, {"seed": -1}])
-def test_a_simulation_that_can_not_be_is_refused(wrong: dict[str, int]) -> None:
+def test_a_simulation_that_can_not_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SimulationError, match=next(iter(wrong))):
-        Simulation(**wrong)
+        replace(SMALL, **wrong)
