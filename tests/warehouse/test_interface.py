@@ -6,6 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -105,7 +106,7 @@ def test_every_way_to_say_who_one_is(front: Front) -> None:
         {"headers": {"X-ClickHouse-Key": PASSWORD}},
     ],
 )
-def test_wrong_credentials_are_refused(front: Front, options: dict[str, object]) -> None:
+def test_wrong_credentials_are_refused(front: Front, options: dict[str, Any]) -> None:
     response = front.request("select 1", **options)
     assert (response.status_code, response.headers["X-ClickHouse-Exception-Code"]) == (403, "516")
     assert PASSWORD not in response.text

@@ -31,11 +31,18 @@ from apex_pipelines.settings import Settings
 # query is found again.
 QUERY_ID_SETTING = "stream_like_engine_insert_queue"
 
-# What a server has by default and the embedded engine has otherwise, and what durability asks for.
+# What every connection starts with; a request can say otherwise.
 _CONNECTION_SETTINGS = {
-    "async_insert": "0",
+    "async_insert": "0",  # acknowledge only what is on disk
+    # As on a server; the embedded engine has them the other way round.
     "implicit_select": "0",
     "allow_introspection_functions": "0",
+    # An insert becomes one part of a million rows, or of this size when its rows are wide: without a limit in
+    # bytes, a million rows of a kilobyte would be held in memory at once.
+    "max_insert_block_size_bytes": "134217728",
+    "min_insert_block_size_bytes": "134217728",
+    # On few cores this costs several times the memory and gains nothing.
+    "output_format_parallel_formatting": "0",
 }
 
 _SETTING_NAME = re.compile(r"[\w$]+")
