@@ -24,6 +24,7 @@
                 model        LowCardinality(String)     comment 'model, or model.column when it keeps several marks',
                 state        Enum8('begun' = 1, 'stored' = 2),
                 watermark    DateTime64(6, 'UTC')       comment 'how far the input of the model reaches',
+                rows_before  UInt64 default 0           comment 'rows of the input in the hour up to there',
                 recorded_at  DateTime64(6, 'UTC') default now64(6, 'UTC')
             )
             engine = {{ 'ReplicatedMergeTree' if adapter.get_clickhouse_cluster_name() is not none else 'MergeTree' }}
@@ -34,9 +35,9 @@
 {% endmacro %}
 
 {# The newest mark of `model` in `state`, as a DateTime64(6, 'UTC') scalar; 1970 when there is none. #}
-{% macro watermark(model, state) -%}
+{% macro watermark(model, state, column='watermark') -%}
     assumeNotNull((
-        select argMax(watermark, recorded_at) from {{ model_watermarks() }}
+        select argMax({{ column }}, recorded_at) from {{ model_watermarks() }}
         where model = '{{ model }}' and state = '{{ state }}'
     ))
 {%- endmacro %}
@@ -62,26 +63,57 @@
     of the rows in the model belong to a run that finished.
 #}
 {% macro begin_usage_events() -%}
-    insert into {{ model_watermarks() }} (model, state, watermark)
-    select 'int_usage_events', 'begun', max(loaded_at)
-    from {{ ref('stg_usage_events') }}
+    insert into {{ model_watermarks() }} (model, state, watermark, rows_before)
+    select
+        'int_usage_events',
+        'begun',
+        assumeNotNull((select max(loaded_at) from {{ ref('stg_usage_events') }})) as newest,
+        assumeNotNull((
+            select count() from {{ ref('stg_usage_events') }}
+            where loaded_at > newest - interval 1 hour and loaded_at <= newest
+        ))
+    settings enable_shared_storage_snapshot_in_query = 1
 {%- endmacro %}
 
 {% macro finish_usage_events() -%}
     {%- set finished = stored_watermark('int_usage_events.processed_at') -%}
-    insert into {{ model_watermarks() }} (model, state, watermark)
-    select mark.1, 'stored', mark.2
+    insert into {{ model_watermarks() }} (model, state, watermark, rows_before)
+    select mark.1, 'stored', mark.2, mark.3
     from (
         select arrayJoin([
-            ('int_usage_events', {{ begun_watermark('int_usage_events') }}),
+            (
+                'int_usage_events',
+                {{ begun_watermark('int_usage_events') }},
+                {{ watermark('int_usage_events', 'begun', 'rows_before') }}
+            ),
             (
                 'int_usage_events.processed_at',
                 greatest(
                     {{ finished }},
                     assumeNotNull((select max(processed_at) from {{ this }} where processed_at > {{ finished }}))
-                )
+                ),
+                toUInt64(0)
             )
         ]) as mark
+    )
+{%- endmacro %}
+
+{#
+    The time of loading up to which int_usage_events has read the landing log for good.
+
+    Rows become visible a little after the time that they carry, so some may turn up behind the mark. The hour
+    before it is counted when it is first read and again now: when the counts differ that hour is read once
+    more, and otherwise nothing is read twice, however much was loaded in it.
+#}
+{% macro usage_events_read_until() -%}
+    {%- set mark = stored_watermark('int_usage_events') -%}
+    if(
+        {{ watermark('int_usage_events', 'stored', 'rows_before') }} = assumeNotNull((
+            select count() from {{ ref('stg_usage_events') }}
+            where loaded_at > {{ mark }} - interval 1 hour and loaded_at <= {{ mark }}
+        )),
+        {{ mark }},
+        {{ mark }} - interval 1 hour
     )
 {%- endmacro %}
 

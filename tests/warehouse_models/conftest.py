@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -83,10 +84,10 @@ class Models:
                 self.parsed = parse.result.to_msgpack()
             # A fresh copy each time, because a run leaves its compiled code in it.
             done = dbtRunner(manifest=Manifest.from_msgpack(self.parsed)).invoke(command)
-        messages = [
-            f"{node.node.name}: {node.message}" for node in done.result or [] if node.status not in _FINE
-        ]
-        assert done.success, messages or done.exception
+        if not done.success:
+            nodes: list[Any] = getattr(done.result, "results", [])
+            wrong = [f"{node.node.name}: {node.message}" for node in nodes if node.status not in _FINE]
+            pytest.fail(str(wrong or done.exception))
 
     def build_usage(self, *options: str) -> None:
         """Everything up to `usage_daily`, with the data tests on the way."""

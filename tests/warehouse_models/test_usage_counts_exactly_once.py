@@ -146,6 +146,23 @@ def test_a_late_event_reopens_its_own_day_only(models: Models) -> None:
     assert len(totals) == 9
 
 
+def test_rows_that_become_visible_late_are_counted(models: Models) -> None:
+    loaded_at = START + timedelta(days=20)
+    event = {
+        "customer_id": "cus_a", "event_id": "on_time", "metric_type": "impressions", "quantity": 10,
+        "event_time": START, "accepted_at": START, "loaded_at": loaded_at, "batch_id": "b2", "batch_row": 0,
+    }  # fmt: skip
+    models.insert_events([event])
+    models.build("usage_daily")
+    # An insert that began before the other and ended after the run looked.
+    behind = event | {"loaded_at": loaded_at - timedelta(minutes=59), "batch_id": "b1", "quantity": 3}
+    models.insert_events([behind | {"event_id": "late_to_be_seen"}, behind])
+    for _ in range(2):
+        models.run("run", "--select", "int_usage_events", "usage_daily")
+        total = models.client.query("select sum(quantity), sum(event_count) from marts.usage_daily")
+        assert total.result_rows == [(13, 2)]
+
+
 def _insert_many(models: Models, part: int, rows: int) -> None:
     """`rows` arrivals made by the server; in a later part every tenth has an id below `rows`."""
     models.client.command(f"""

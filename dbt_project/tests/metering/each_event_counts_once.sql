@@ -1,17 +1,21 @@
 -- No pair of customer and event of the newest run stands twice. Older pairs were looked at when they were new,
 -- so the cost follows the change.
-with newest as (
+with keys_in_several_rows as (
 
-    select customer_id, event_id
+    select event_key
     from {{ ref('int_usage_events') }}
-    where processed_at > {{ previous_watermark('int_usage_events.processed_at') }}
+    where event_key in (
+        select event_key
+        from {{ ref('int_usage_events') }}
+        where processed_at > {{ previous_watermark('int_usage_events.processed_at') }}
+    )
+    group by event_key
+    having count() > 1
 
 )
 
-select stored.customer_id as customer_id, stored.event_id as event_id, count() as row_count
-from {{ ref('int_usage_events') }} as stored
-left semi join newest
-    on stored.customer_id = newest.customer_id and stored.event_id = newest.event_id
-where stored.customer_id in (select customer_id from newest)
-group by stored.customer_id, stored.event_id
+select customer_id, event_id, count() as row_count
+from {{ ref('int_usage_events') }}
+where event_key in (select event_key from keys_in_several_rows)
+group by customer_id, event_id
 having count() > 1

@@ -24,47 +24,56 @@
 
 with arrivals as (
 
-    select *
+    select
+        *,
+        sipHash64(customer_id, event_id) as event_key
     from {{ ref('stg_usage_events') }}
     {% if is_incremental() %}
-    -- An hour back: rows become visible a little after the time that they carry. Seen twice is caught below.
-    where loaded_at > {{ stored_watermark('int_usage_events') }} - interval 1 hour
+    where loaded_at > {{ usage_events_read_until() }}
     {% endif %}
-
-),
-
-first_arrivals as (
-
-    -- An aggregate, because it can spill to disk; `limit 1 by` can't.
-    select
-        customer_id,
-        event_id,
-        argMin(
-            (
-                metric_type, quantity, event_time, accepted_at, metadata,
-                corrects_event_id, correction_reason, batch_id, batch_row, loaded_at
-            ),
-            (loaded_at, batch_id, batch_row)
-        ) as event
-    from arrivals
-    group by customer_id, event_id
 
 ),
 
 {% if is_incremental() %}
 already_stored as (
 
-    -- Reads two narrow columns of the customers that sent something; memory grows with the arrivals only.
-    select stored.customer_id, stored.event_id
-    from {{ this }} as stored
-    left semi join (select customer_id, event_id from arrivals) as arrived
-        on stored.customer_id = arrived.customer_id and stored.event_id = arrived.event_id
-    where stored.customer_id in (select customer_id from arrivals)
+    -- One number a row is read of what is stored, and the ids only where it matches. Memory grows with the
+    -- arrivals, by some 30 bytes each, and not with what is stored.
+    select customer_id, event_id
+    from {{ this }}
+    where event_key in (select event_key from arrivals)
 
 ),
 {% endif %}
 
+candidates as (
+
+    select *
+    from arrivals
+    {% if is_incremental() %}
+    where (customer_id, event_id) not in (select customer_id, event_id from already_stored)
+    {% endif %}
+
+),
+
+repeated_keys as (
+
+    select event_key
+    from arrivals
+    group by event_key
+    having count() > 1
+
+),
+
 new_events as (
+
+    -- Nearly all arrive once and stream through; only the others are grouped. Two pairs that share a key by
+    -- chance are grouped needlessly and kept apart.
+    select *
+    from candidates
+    where event_key not in (select event_key from repeated_keys)
+
+    union all
 
     select
         customer_id,
@@ -78,11 +87,24 @@ new_events as (
         event.7 as correction_reason,
         event.8 as batch_id,
         event.9 as batch_row,
-        event.10 as loaded_at
-    from first_arrivals
-    {% if is_incremental() %}
-    where (customer_id, event_id) not in (select customer_id, event_id from already_stored)
-    {% endif %}
+        event.10 as loaded_at,
+        event_key
+    from (
+        select
+            customer_id,
+            event_id,
+            event_key,
+            argMin(
+                (
+                    metric_type, quantity, event_time, accepted_at, metadata,
+                    corrects_event_id, correction_reason, batch_id, batch_row, loaded_at
+                ),
+                (loaded_at, batch_id, batch_row)
+            ) as event
+        from candidates
+        where event_key in (select event_key from repeated_keys)
+        group by customer_id, event_id, event_key
+    )
 
 )
 
@@ -104,6 +126,7 @@ select
     toLowCardinality(toString(new_events.batch_id)) as batch_id,
     new_events.batch_row as batch_row,
     new_events.loaded_at as loaded_at,
+    new_events.event_key as event_key,
     toDate(new_events.event_time, 'UTC') as usage_date,
     -- Later than any finished run's, even if the server's clock was set back.
     greatest(
