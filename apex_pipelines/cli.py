@@ -12,19 +12,20 @@ from apex_pipelines import __version__
 from apex_pipelines.platform.logging import configure_logging
 from apex_pipelines.settings import Settings
 
-# Command to the module attribute that holds it; imported only when called, so that `--help` is instant.
+# Command to (the module attribute that holds it, its line in `apex --help`). A module is imported only when
+# its command is called, since some bring libraries that take seconds to import.
 COMMANDS = {
-    "up": "stack:up",
-    "status": "stack:status",
-    "doctor": "stack:doctor",
-    "demo": "demo:demo",
-    "import": "importing:import_file",
-    "warehouse": "stack:warehouse",
-    "ingest": "stack:ingest",
-    "customer": "customers:customer",
-    "keys": "customers:keys",
-    "email": "messaging:email",
-    "churn": "churn:churn",
+    "up": ("stack:up", "Start everything, keep it running, stop it in order on Ctrl-C."),
+    "status": ("stack:status", "Show what runs, since when, and how often it was restarted."),
+    "doctor": ("stack:doctor", "Say in plain words what is wrong and what to do."),
+    "demo": ("demo:demo", "Run the whole chain on simulated customers (and your files)."),
+    "import": ("importing:import_file", "Bring a log, CSV or NDJSON file in through the public API."),
+    "customer": ("customers:customer", "Customers: create, list, show."),
+    "keys": ("customers:keys", "API keys: issue, list, rotate, revoke."),
+    "email": ("messaging:email", "Mails: preview, queue, test, retry."),
+    "churn": ("churn:churn", "Churn prediction: train, score, report."),
+    "ingest": ("stack:ingest", "The ingest API and its loader."),
+    "warehouse": ("stack:warehouse", "The embedded ClickHouse."),
 }
 
 
@@ -33,12 +34,15 @@ class _LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        target = COMMANDS.get(cmd_name)
-        if target is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = target.split(":")
+        module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(f"apex_pipelines.commands.{module}"), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
 
 
 @click.group(

@@ -34,7 +34,6 @@ from apex_pipelines.sandbox.simulator import Simulation, SimulationReport, run_s
 from apex_pipelines.sandbox.simulator.runner import SimulationProgress
 from apex_pipelines.settings import PROJECT_ROOT, Settings
 from apex_pipelines.stack import Part, components, dagster_environment, prepare_dagster_home
-from ml import registry
 
 CHAIN_JOB = "whole_chain"
 # The daily chain's hour: what happened yesterday is complete, today's mails are due.
@@ -304,6 +303,8 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
 
 def _champion(settings: Settings) -> dict[str, Any] | None:
     """The champion's version, algorithm and figures with their intervals; None when no model serves."""
+    from ml import registry  # brings scikit-learn, which takes seconds to import: not before it is needed
+
     try:
         metadata = registry.load_champion(settings.model_dir).metadata
     except registry.ChampionMissing:

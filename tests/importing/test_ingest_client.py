@@ -106,7 +106,9 @@ def test_pauses_grow_while_the_server_fails() -> None:
     with FaultServer(fault=lambda number: Fault.ERROR if number < 6 else Fault.NONE) as server:
         send(server, events(1), RetryPolicy(first_pause=0.02, longest_pause=1, give_up_after=20))
     pauses = [later - earlier for earlier, later in itertools.pairwise(server.request_times)]
-    assert pauses[-1] >= 0.16 > pauses[0]
+    # Lower bounds only: a busy machine makes any pause longer.
+    assert len(pauses) == 5
+    assert all(pause >= 0.01 * 2**number for number, pause in enumerate(pauses))
 
 
 def test_a_restarted_server_is_found_again() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import dagster as dg
 
-from apex_pipelines.churn import service
 from apex_pipelines.churn.reports import TrainingReport
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.lifecycle.triggers import churn_triggers
@@ -46,6 +45,8 @@ def _training_metadata(report: TrainingReport) -> dict[str, Any]:
 )
 def churn_model(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Champion model of churn: trained on labels known today, promoted only when the gate holds."""
+    from apex_pipelines.churn import service  # brings scikit-learn: seconds that no other run should pay
+
     settings = stores.settings
     with stores.clickhouse(context) as client:
         report = service.train(
@@ -62,6 +63,8 @@ def churn_model(context: dg.AssetExecutionContext, stores: Stores) -> dg.Materia
 )
 def churn_scores(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Probability that each active customer leaves, with the features that moved it."""
+    from apex_pipelines.churn import service  # see churn_model
+
     settings = stores.settings
     with stores.clickhouse(context) as client:
         report = service.score(
