@@ -63,7 +63,7 @@ def test_rows_are_deleted_lightly_and_by_mutation(client: Client) -> None:
 def test_a_materialized_view_sees_streamed_inserts(client: Client) -> None:
     client.command("create table source (a UInt64) engine = MergeTree order by a")
     client.command(
-        "create materialized view target engine = MergeTree order by twice as select a * 2 as twice from source"
+        "create materialized view target engine = MergeTree order by b as select a * 2 as b from source"
     )
     client.insert("source", [[n] for n in range(100_000)], column_names=["a"])
     assert client.command("select count() from target") == 100_000
