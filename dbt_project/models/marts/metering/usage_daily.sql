@@ -7,7 +7,7 @@
         order_by=['customer_id', 'usage_date', 'metric_type'],
         partition_by='toYear(usage_date)',
         settings={'fsync_after_insert': 1, 'fsync_part_directory': 1},
-        query_settings={'max_partitions_per_insert_block': 200, 'optimize_aggregation_in_order': 1},
+        query_settings={'max_partitions_per_insert_block': 200},
         pre_hook=['{{ end_leftover_statements() }}', '{{ begin_usage_daily() }}'],
         post_hook='{{ finish_usage_daily() }}',
     )
