@@ -29,7 +29,13 @@ from apex_pipelines.metering.landing import wait_until_landed
 from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.platform.dbt import ensure_manifest
-from apex_pipelines.platform.supervisor import Supervisor, read_records
+from apex_pipelines.platform.supervisor import (
+    ProcessRecord,
+    Supervisor,
+    end_session,
+    read_records,
+    write_record,
+)
 from apex_pipelines.sandbox.simulator import Simulation, SimulationReport, run_simulation
 from apex_pipelines.sandbox.simulator.runner import SimulationProgress
 from apex_pipelines.settings import PROJECT_ROOT, Settings
@@ -238,14 +244,16 @@ def run_chain(settings: Settings, job: str, say: Callable[[str], None]) -> None:
             command, env=dagster_environment(settings), stdout=log, stderr=log, cwd=PROJECT_ROOT,
             start_new_session=True,
         )  # fmt: skip
-        try:
-            while run.poll() is None:
-                time.sleep(0.5)
-                say(_last_step(log_path))
-        except BaseException:
-            run.terminate()
-            run.wait(30)
-            raise
+    # Recorded like the other processes: if this one is killed, the next start ends the run it left behind.
+    write_record(settings.run_dir, ProcessRecord("chain", run.pid, psutil.Process(run.pid).create_time()))
+    try:
+        while run.poll() is None:
+            time.sleep(0.5)
+            say(_last_step(log_path))
+    finally:
+        end_session(run.pid, seconds=10)
+        run.wait()
+        (settings.run_dir / "chain.json").unlink(missing_ok=True)
     if run.returncode != 0:
         lines = [line for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
         told = [line for line in lines if "ERROR" in line or "FAILURE" in line] or lines

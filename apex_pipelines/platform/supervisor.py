@@ -116,6 +116,14 @@ def end_session(leader: int, seconds: float) -> None:
     psutil.wait_procs(alive, timeout=5.0)
 
 
+def end_leftover(run_dir: Path, record: ProcessRecord, seconds: float = 5.0) -> None:
+    """End the session of a recorded process, whether or not its leader still lives, and drop the record."""
+    if record.process() is not None or session_members(record.pid):
+        log.info("ending what an earlier run left behind", component=record.name, pid=record.pid)
+        end_session(record.pid, seconds)
+    (run_dir / f"{record.name}.json").unlink(missing_ok=True)
+
+
 class Component(Protocol):
     """One thing that runs. `start` returns when it is ready; `healthy` is asked about once a second."""
 
@@ -204,9 +212,8 @@ class Process:
 
     def _end_leftover(self) -> None:
         for record in read_records(self.run_dir):
-            if record.name == self.name and (record.process() or session_members(record.pid)):
-                log.info("ending what an earlier run left behind", component=self.name, pid=record.pid)
-                end_session(record.pid, self.stop_seconds)
+            if record.name == self.name:
+                end_leftover(self.run_dir, record, self.stop_seconds)
 
 
 class Supervisor:
@@ -229,6 +236,7 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         self._claim()
+        self._end_strangers()
         try:
             for component in self.components:
                 began = time.monotonic()
@@ -266,6 +274,13 @@ class Supervisor:
                 )
         own = psutil.Process()
         write_record(self.run_dir, ProcessRecord("supervisor", own.pid, own.create_time()))
+
+    def _end_strangers(self) -> None:
+        """End what an earlier run left behind and no component of this one will end (such as a graph run)."""
+        known = {component.name for component in self.components} | {"supervisor"}
+        for record in read_records(self.run_dir):
+            if record.name not in known:
+                end_leftover(self.run_dir, record)
 
     def _watch(self) -> None:
         while not self._stopping.wait(0.5):

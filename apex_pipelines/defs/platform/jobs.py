@@ -3,21 +3,18 @@
 import dagster as dg
 
 CHURN_MODEL = dg.AssetSelection.keys(["ml", "churn_model"])
-ONE_AT_A_TIME = {"apex/warehouse": "chain"}
 
 whole_chain = dg.define_asset_job(
     "whole_chain",
     selection=dg.AssetSelection.all(),
     description="Everything from raw telemetry to the mails sent, with a new churn model.",
     executor_def=dg.in_process_executor,
-    tags=ONE_AT_A_TIME,
 )
 daily_chain = dg.define_asset_job(
     "daily_chain",
     selection=dg.AssetSelection.all() - CHURN_MODEL,
     description="Everything from raw telemetry to the mails sent, with the churn model that is in use.",
     executor_def=dg.in_process_executor,
-    tags=ONE_AT_A_TIME,
 )
 churn_training = dg.define_asset_job(
     "churn_training",
@@ -30,5 +27,4 @@ usage_limits = dg.define_asset_job(
     selection=dg.AssetSelection.keys(["lifecycle", "usage_alerts"]).upstream(),
     description="Counts what is new and raises alerts on included quantities.",
     executor_def=dg.in_process_executor,
-    tags=ONE_AT_A_TIME,
 )

@@ -35,6 +35,9 @@ class ApexDbtTranslator(DagsterDbtTranslator):
 # own: left to itself, the framework would cut one definition into a dbt call for each level of the graph.
 AFTER_SCORES = "stg_churn_scores+"
 
+# Incremental models expect one dbt run at a time: dagster.yaml lets one run of this pool go at once.
+WAREHOUSE_POOL = "warehouse"
+
 
 def dbt_arguments(settings: Settings, as_of_date: date) -> list[str]:
     """Arguments of the one dbt command that a step makes.
@@ -58,10 +61,14 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         dagster_dbt_translator=ApexDbtTranslator(
             DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)
         ),
-        pool="warehouse",
+        pool=WAREHOUSE_POOL,
     )
     def models(context: dg.AssetExecutionContext, dbt: DbtCliResource, stores: Stores) -> Iterator[Any]:
-        yield from dbt.cli(dbt_arguments(stores.settings, stores.as_of_date), context=context).stream()
+        # A folder that stays, so that dbt finds what it parsed in the run before and need not parse again.
+        target = stores.settings.home_path / "dbt" / name
+        target.mkdir(parents=True, exist_ok=True)
+        arguments = dbt_arguments(stores.settings, stores.as_of_date)
+        yield from dbt.cli(arguments, context=context, target_path=target).stream()
 
     return models
 
