@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import brotli  # type: ignore[import-untyped]
-import lz4.frame  # type: ignore[import-untyped]
+import brotli
+import lz4.frame
 from backports import zstd
 
 # One step never yields more than this, however well the input was compressed.
