@@ -35,7 +35,8 @@ up: install ## Start everything and leave it running: API on 8080, Dagster UI on
 	@$(BIN)/apex up
 
 test: install ## Run all tests
-	@$(BIN)/python -m pytest -m "not faults and not bench"
+	@# Two workers, a file each: tests wait for disks and processes half of the time.
+	@$(BIN)/python -m pytest -m "not faults and not bench" -n 2 --dist loadfile
 
 test-faults: install ## Kill every process many times and count
 	@$(BIN)/python -m pytest -m faults

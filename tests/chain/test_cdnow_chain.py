@@ -58,7 +58,7 @@ def test_cdnow_is_counted_exactly_and_its_scores_rank_who_stayed_away(tmp_path: 
         report = run_import(settings, CDNOW, historical=True, clock=ManualClock(FILE_ENDS))
         assert report.accepted == report.events
         wait_until_landed(settings.spool_dir, 120)
-        # The chain stands three months before the end of the file: what comes later is there, and must not matter.
+        # The chain stands three months before the file ends: what comes later is there, and must not matter.
         then = settings.model_copy(
             update={"clock": datetime.combine(SCORED_ON, datetime.min.time(), UTC).isoformat()}
         )
@@ -66,8 +66,8 @@ def test_cdnow_is_counted_exactly_and_its_scores_rank_who_stayed_away(tmp_path: 
         client = clickhouse.connect(settings, query_origin="test")
         counted = pl.from_arrow(
             client.query_arrow(
-                "select c.external_ref as ref, d.usage_date as day, d.metric_type as metric, d.quantity as quantity "
-                "from marts.usage_daily as d join raw.customers as c on c.id = d.customer_id",
+                "select c.external_ref as ref, d.usage_date as day, d.metric_type as metric, "
+                "d.quantity as quantity from marts.usage_daily as d join raw.customers as c on c.id = d.customer_id",
                 use_strings=True,
             )
         )
