@@ -67,7 +67,8 @@ def test_cdnow_is_counted_exactly_and_its_scores_rank_who_stayed_away(tmp_path: 
         counted = pl.from_arrow(
             client.query_arrow(
                 "select c.external_ref as ref, d.usage_date as day, d.metric_type as metric, "
-                "d.quantity as quantity from marts.usage_daily as d join raw.customers as c on c.id = d.customer_id",
+                "d.quantity as quantity "
+                "from marts.usage_daily as d join raw.customers as c on c.id = d.customer_id",
                 use_strings=True,
             )
         )

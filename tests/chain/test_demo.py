@@ -110,11 +110,11 @@ def test_each_process_killed_once_and_the_demo_run_again(undisturbed: Undisturbe
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_kills_at_random_moments(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     home = DemoHome(tmp_path / "apex", CUSTOMERS, DAYS)
-    for _ in range(4):
+    for _ in range(3):
         run = home.start()
         began = time.monotonic()
         while run.process.poll() is None and time.monotonic() - began < 60:

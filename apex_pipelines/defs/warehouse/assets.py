@@ -81,7 +81,7 @@ def defs() -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[
-            build_models("warehouse_models", select="fqn:*", exclude=f"{AFTER_SCORES} stg_email_log"),
+            build_models("warehouse_models", select="fqn:*", exclude=AFTER_SCORES),
             build_models("models_after_scores", select=AFTER_SCORES),
         ],
         resources={"dbt": dbt},

@@ -1,0 +1,1 @@
+"""Benchmarks that print the ratios which the docs quote: `make bench`."""

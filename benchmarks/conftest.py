@@ -1,0 +1,11 @@
+"""The same real servers as the tests have."""
+
+from tests.conftest import (  # noqa: F401 - fixtures are found by name
+    _postgres,
+    _server_settings,
+    _warehouse,
+    clock,
+    engine,
+    settings,
+    warehouse,
+)
