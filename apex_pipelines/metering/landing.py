@@ -99,6 +99,20 @@ def landed(client: Client) -> Landed:
     )
 
 
+def uncounted_since(client: Client) -> bool:
+    """Whether events have landed that the models have not counted yet; true before the first run."""
+    marks = client.query(
+        "select count() from system.tables where database = 'intermediate' and name = 'model_watermarks'"
+    ).result_rows[0][0]
+    if not marks:
+        return True
+    newest, counted = client.query(
+        "select (select max(loaded_at) from raw.usage_events), (select max(watermark) "
+        "from intermediate.model_watermarks where model = 'int_usage_events' and state = 'stored')"
+    ).result_rows[0]
+    return counted is None or bool(newest > counted)
+
+
 def repeated_rows(client: Client, since: datetime) -> int:
     """Rows loaded since `since` whose (batch_id, batch_row) stands there already; zero when all is right."""
     return int(

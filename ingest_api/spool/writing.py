@@ -83,7 +83,7 @@ class SegmentFile:
             row += row_count
         data = b"".join(frames)
         write_all(self._descriptor, data)
-        os.fdatasync(self._descriptor)
+        sync(self._descriptor)
         self.size += len(data)
         self.rows = row
 
@@ -97,7 +97,7 @@ class SegmentFile:
             segment is abandoned.
         """
         write_all(self._descriptor, encode_footer(self.rows))
-        os.fdatasync(self._descriptor)
+        sync(self._descriptor)
         (self._folder / f"{self.batch_id}{OPEN}").rename(self._folder / f"{self.batch_id}{SEALED}")
         # The lock goes only now: whoever gets it on the old name finds that the name is gone.
         os.close(self._descriptor)
@@ -107,9 +107,17 @@ class SegmentFile:
         """Cut off what was not acknowledged, as far as the disk still allows, and leave it to the loader."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self.size)
-            os.fdatasync(self._descriptor)
+            sync(self._descriptor)
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until what was written is on disk; on macOS another call is needed to pass the drive's cache."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(descriptor)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
