@@ -16,6 +16,7 @@ customers as (
     select
         usage.customer_id as customer_id,
         usage.* except (customer_id),
+        greatest(1, least(30, dateDiff('day', known_since, as_of_date - 30))) as days_known_of_previous_30d,
         failed.payment_failures_90d as payment_failures_90d,
         subscription.is_downgrade_90d as downgrades_90d,
         if(subscription.included_impressions > 0, subscription.included_impressions, null) as included,
@@ -23,9 +24,11 @@ customers as (
         if(
             impressions_30d > 0 or impressions_previous_30d > 0, impressions_30d, api_calls_30d
         ) as used_30d,
+        -- A window that began before the customer did is filled up at its own pace, lest steady or falling use
+        -- look like growth.
         if(
             impressions_30d > 0 or impressions_previous_30d > 0, impressions_previous_30d, api_calls_previous_30d
-        ) as used_previous_30d
+        ) * 30 / days_known_of_previous_30d as used_previous_30d
     from {{ ref('int_customer_usage') }} as usage
     left join {{ ref('int_current_subscriptions') }} as subscription
         on usage.customer_id = subscription.customer_id

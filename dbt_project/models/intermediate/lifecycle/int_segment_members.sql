@@ -19,7 +19,9 @@ newest_scores as (
         customer_id,
         argMax(probability, (feature_date, scored_at)) as probability
     from {{ ref('stg_churn_scores') }}
-    where feature_date <= {{ as_of_date() }}
+    where
+        feature_date <= {{ as_of_date() }}
+        and dateDiff('day', feature_date, {{ as_of_date() }}) <= {{ threshold('segment', 'churn_score_max_age_days') }}
     group by customer_id
 
 ),
@@ -66,7 +68,9 @@ members as (
         ) as reason
     from subscribers
     where
-        impressions_previous_30d > 0
+        -- Who came in the midst of the earlier window grows by its empty days alone.
+        known_since <= as_of_date - 60
+        and impressions_previous_30d > 0
         and impressions_30d > {{ threshold('segment', 'growing_ratio') }} * impressions_previous_30d
 
     union all

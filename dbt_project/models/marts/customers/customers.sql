@@ -21,7 +21,9 @@ newest_scores as (
         argMax(probability, (feature_date, scored_at)) as probability,
         max(feature_date) as scored_on
     from {{ ref('stg_churn_scores') }}
-    where feature_date <= {{ as_of_date() }}
+    where
+        feature_date <= {{ as_of_date() }}
+        and dateDiff('day', feature_date, {{ as_of_date() }}) <= {{ threshold('segment', 'churn_score_max_age_days') }}
     group by customer_id
 
 )

@@ -1,11 +1,12 @@
 with present_customers as (
 
-    -- Who left is lost, not at risk. Imports have no subscription and are watched by their use.
+    -- Who left is lost, not at risk; who is suspended uses less because we stopped it. Imports have no
+    -- subscription and are watched by their use.
     select usage.customer_id as customer_id, usage.* except (customer_id)
     from {{ ref('int_customer_usage') }} as usage
     left join {{ ref('int_current_subscriptions') }} as subscription
         on usage.customer_id = subscription.customer_id
-    where subscription.customer_id = '' or subscription.is_open
+    where subscription.customer_id = '' or (subscription.is_open and subscription.status != 'suspended')
 
 )
 
@@ -51,3 +52,6 @@ where
     and included_quantity is not null
     and used_ratio >= {{ threshold('at_risk', 'near_limit_from_ratio') }}
     and used_ratio <= {{ threshold('at_risk', 'near_limit_to_ratio') }}
+    and customer_id not in (
+        select customer_id from {{ ref('int_current_subscriptions') }} where status = 'suspended'
+    )
