@@ -36,11 +36,13 @@ def recent_use(use: Mapping[str, Use]) -> Rows:
 
 
 def month_by_month(use: Mapping[str, Use]) -> Rows:
-    """The leading metric of the last 30 days next to the 30 before."""
-    names = _used(use)
-    if not names:
-        return [["Use in the last 60 days", "none"]]
-    name = names[0]
+    """The leading metric of the last 30 days next to the 30 before; no rows unless it fell.
+
+    The mail gives these figures as its reason, which growing or steady use is not.
+    """
+    name = next(iter(_used(use)), None)
+    if name is None or use[name].recent >= use[name].previous:
+        return []
     return [
         [f"{_title(name)} in the last 30 days", amount(name, use[name].recent)],
         ["In the 30 days before", amount(name, use[name].previous)],

@@ -76,7 +76,10 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class DayTotals:
-    """All customers' use of one day: quantity by metric in storage units, and who was active."""
+    """All customers' use of one day: quantity by metric in storage units, and how many customers were active.
+
+    Active is who used a billed metric; signals such as console logins don't count.
+    """
 
     quantities: dict[str, int]
     active_customers: int
@@ -172,7 +175,11 @@ def day_totals(client: Client, day: date) -> DayTotals:
         day=day,
     )
     active = _rows(
-        client, "select uniqExact(customer_id) from marts.usage_daily where usage_date = %(day)s", day=day
+        client,
+        "select uniqExact(customer_id) from marts.usage_daily "
+        "where usage_date = %(day)s and metric_type in %(usage)s and quantity > 0",
+        day=day,
+        usage=[name for name, metric in metrics().items() if metric.kind == "usage"],
     )
     return DayTotals({metric: int(quantity) for metric, quantity in rows}, int(active[0][0]))
 

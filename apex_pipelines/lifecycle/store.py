@@ -22,7 +22,7 @@ class CustomerFacts:
 
     Attributes
     ----------
-    plan_type, status, subscription_id, trial_end : or None
+    plan_type, status, subscription_id, included_impressions, trial_end : or None
         None when the customer never had a subscription, as imported ones.
     """
 
@@ -35,12 +35,18 @@ class CustomerFacts:
     status: str | None
     base_price_cents: int | None
     currency: str | None
+    included_impressions: int | None
     trial_end: datetime | None
 
     @property
     def canceled(self) -> bool:
         """They had a subscription and have none any more; such customers get no life-cycle mail."""
         return self.status == "canceled"
+
+    @property
+    def suspended(self) -> bool:
+        """Their last retry of a payment failed; what they hear about now is the money, not offers."""
+        return self.status == "suspended"
 
     @property
     def trialing(self) -> bool:
@@ -57,7 +63,7 @@ class CustomerFacts:
 
 _CUSTOMERS = """
     select c.id, c.name, c.created_at, k.prefix as key_prefix, s.id as subscription_id, s.plan_type, s.status,
-           s.base_price_cents, s.currency, s.trial_end
+           s.base_price_cents, s.currency, s.included_impressions, s.trial_end
     from customers c
     left join lateral (
         select * from subscriptions s where s.customer_id = c.id

@@ -58,6 +58,11 @@ def day(value: str | date) -> str:
     return f"{parsed.day} {parsed:%B %Y}"
 
 
+def dates_in_words(text: str) -> str:
+    """`text` with its ISO dates written as by `day`: ``from 2026-06-01`` becomes ``from 1 June 2026``."""
+    return re.sub(r"(?<![\d-])\d{4}-\d{2}-\d{2}(?![\d-])", lambda match: day(match.group()), text)
+
+
 def in_days(days: int) -> str:
     """``0``, ``1`` and ``7`` as ``today``, ``tomorrow`` and ``in 7 days``."""
     return {0: "today", 1: "tomorrow"}.get(days, f"in {days} days")
@@ -102,6 +107,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "money": money,
     "money_units": money_units,
     "day": day,
+    "dates_in_words": dates_in_words,
     "in_days": in_days,
     "paragraph": paragraph,
     "web_address": web_address,

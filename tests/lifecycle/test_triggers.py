@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
-from apex_pipelines.billing.store import cancel
+from apex_pipelines.billing.store import cancel, set_status
+from apex_pipelines.customers.models import SubscriptionStatus
 from apex_pipelines.lifecycle.store import lock_trigger
 from apex_pipelines.lifecycle.triggers import (
     TriggerReport,
@@ -23,8 +24,10 @@ from apex_pipelines.lifecycle.triggers import (
     segment_triggers,
     usage_alert_triggers,
 )
+from apex_pipelines.messaging.mail_types import mail_type
 from apex_pipelines.messaging.outbox import MailRequest, enqueue_many
 from apex_pipelines.messaging.queue import DrainReport
+from apex_pipelines.messaging.rendering import Renderer
 from apex_pipelines.platform import clickhouse
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.settings import Settings
@@ -49,6 +52,16 @@ def _period(customer: str, quantity: int, included: int | None = 1_000_000, **ch
     } | changes
 
 
+def _used(customer: str, day: date, quantity: int, metric: str = "impressions") -> dict[str, Any]:
+    return {
+        "customer_id": customer,
+        "usage_date": day,
+        "metric_type": metric,
+        "quantity": quantity,
+        "event_count": 1,
+    }
+
+
 def _score(customer: str, probability: float, **changes: Any) -> dict[str, Any]:
     return {
         "customer_id": customer,
@@ -60,6 +73,10 @@ def _score(customer: str, probability: float, **changes: Any) -> dict[str, Any]:
         "holdout": 0,
         "scored_at": instant(TODAY, 8),
     } | changes
+
+
+def _stay(customer: str, segment: str, entered_on: date, left_on: date | None = None) -> dict[str, Any]:
+    return {"customer_id": customer, "segment": segment, "entered_on": entered_on, "left_on": left_on}
 
 
 def _alerts(engine: sa.Engine) -> list[tuple[str, int, bool]]:
@@ -141,6 +158,59 @@ def test_customers_who_left_or_are_unknown_get_nothing_and_are_counted(
     )
     assert sum(report.queued.total() for report in others) == 0
     assert _alerts(engine) == []
+
+
+def test_suspended_customers_get_no_offers_and_are_counted(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
+) -> None:
+    customer = sign_up()
+    with engine.begin() as connection:
+        set_status(connection, customer, SubscriptionStatus.SUSPENDED, clock.now())
+    fill("marts.at_risk_customers", [_at_risk(customer), _at_risk(customer, "near_limit")])
+    fill("marts.segment_memberships", [_stay(customer, "vip", TODAY)])
+    fill("ml.churn_scores", [_score(customer, 0.9, expected_profit=-1.0)])
+
+    reports = [
+        at_risk_triggers(marts, engine, TODAY, clock),
+        segment_triggers(marts, engine, TODAY, clock),
+        churn_triggers(marts, engine, TODAY, clock, flag_probability=0.7),
+    ]
+
+    assert mails(engine) == []
+    assert [report.skipped for report in reports] == [
+        Counter({"subscription is suspended": times}) for times in (2, 1, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("plan", "included", "offered"),
+    [
+        ("indie", None, "Studio"),
+        ("indie", 5_000_000, "Studio"),  # own terms above the plan's
+        ("starter", 10_000_000, None),  # as much as Studio; Enterprise has no price to show
+        ("studio", 500_000, None),  # no plan below the own one, though it includes more
+    ],
+)
+def test_upgrade_offer_compares_with_the_customers_own_terms(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+    plan: str, included: int | None, offered: str | None,
+) -> None:  # fmt: skip
+    customer = sign_up(plan=plan, included_impressions=included)
+    fill("marts.at_risk_customers", [_at_risk(customer, "near_limit")])
+    assert at_risk_triggers(marts, engine, TODAY, clock).queued == Counter(upgrade_offer=1)
+    assert mail_data(engine, "upgrade_offer").get("next_plan_name") == offered
+
+
+@pytest.mark.parametrize(("plan", "included"), [("enterprise", None), ("studio", 100_000_000)])
+def test_no_upgrade_offer_where_no_plan_has_more_room(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+    plan: str, included: int | None,
+) -> None:  # fmt: skip
+    customer = sign_up(plan=plan, included_impressions=included)
+    fill("marts.at_risk_customers", [_at_risk(customer, "near_limit"), _at_risk(customer)])
+    report = at_risk_triggers(marts, engine, TODAY, clock)
+    assert report.queued == Counter(usage_drop=1)
+    assert report.skipped == Counter({"no roomier plan to offer": 1})
 
 
 def test_two_runs_at_once_queue_one_mail(
@@ -226,6 +296,26 @@ def test_entering_a_segment_is_mailed_and_staying_in_it_is_not(
     assert deliver().failed.total() == 0
 
 
+def test_entering_again_within_thirty_days_is_not_mailed(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
+) -> None:
+    customer = sign_up()
+    stays = [(n, n + 3) for n in range(0, 36, 4)]  # three days in, one day out
+    fill("marts.segment_memberships", [
+        _stay(customer, "growing", TODAY + timedelta(days=entered), TODAY + timedelta(days=left))
+        for entered, left in stays
+    ])  # fmt: skip
+    fill("marts.segment_memberships", [_stay(customer, "power_user", TODAY + timedelta(days=5))])
+    queued = []
+    for day in range(36):
+        for _ in range(2):
+            report = segment_triggers(marts, engine, TODAY + timedelta(days=day), clock)
+            queued += [(day, kind) for kind in report.queued]
+            if day in (1, 4):  # the same entry, then another
+                assert report.skipped == Counter({"mailed in this episode": 1})
+    assert queued == [(0, "growing"), (5, "power_user"), (30, "growing")]
+
+
 # --- churn --------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +378,35 @@ def test_flagged_day_after_day_is_mailed_once_but_the_operator_hears_daily(
     for day in days:
         churn_triggers(marts, engine, day, clock, flag_probability=0.7)
     assert Counter(mails(engine)) == Counter({"churn_risk": 1, "[churn_risk]": 1, "churn_alert": 3})
+
+
+@pytest.mark.parametrize(("recent", "previous"), [(612_090, 210_400), (500, 500), (0, 0)])
+def test_retention_mail_has_no_figures_unless_use_fell(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+    deliver: Callable[[], DrainReport], recent: int, previous: int,
+) -> None:  # fmt: skip
+    customer = sign_up()
+    fill("ml.churn_scores", [_score(customer, 0.9)])
+    fill("marts.usage_daily", [
+        _used(customer, TODAY - timedelta(days=2), recent),
+        _used(customer, TODAY - timedelta(days=45), previous),
+    ])  # fmt: skip
+    churn_triggers(marts, engine, TODAY, clock, flag_probability=0.7)
+    assert mail_data(engine, "churn_risk") == {"figures": []}
+    assert deliver().sent == Counter(churn_risk=1, churn_alert=1)
+
+
+def test_reason_without_a_value_is_unknown_to_the_operator(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
+) -> None:
+    reasons = (
+        '[{"feature": "days_since_last_login", "value": null, "effect": 0.3},'
+        ' {"feature": "usage_change_pct", "value": -0.714, "effect": 0.2}]'
+    )
+    fill("ml.churn_scores", [_score(sign_up(), 0.9, reasons=reasons)])
+    churn_triggers(marts, engine, TODAY, clock, flag_probability=0.7)
+    line = mail_data(engine, "churn_alert")["flagged"][0]
+    assert line["reasons"] == "days_since_last_login unknown, usage_change_pct -0.714"
 
 
 def test_no_scores_no_alert(marts: Client, engine: sa.Engine, clock: ManualClock) -> None:
@@ -389,6 +508,26 @@ def test_welcome_goes_to_recent_sign_ups_with_a_plan(
     assert mail_data(engine, "welcome")["trial_end"] == "2026-06-15"
 
 
+@pytest.mark.parametrize(
+    ("trial", "trial_days", "subject"),
+    [
+        (True, 14, "Welcome to ApexMediation: your 14 days start now"),
+        (False, 0, "Welcome to ApexMediation: your Indie plan is active"),
+    ],
+)
+def test_welcome_promises_a_trial_only_to_who_has_one(
+    marts: Client, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+    trial: bool, trial_days: int, subject: str,
+) -> None:  # fmt: skip
+    sign_up(0, trial=trial)
+    onboarding_triggers(marts, engine, TODAY, clock)
+    data = mail_data(engine, "welcome")
+    assert (data["trial_days"], "trial_end" in data) == (trial_days, trial)
+    content = Renderer("https://apexmediation.com").render(mail_type("welcome"), data, name="Ada")
+    assert content.subject == subject
+    assert ("free for 14 days" in content.html) == trial
+
+
 def test_check_ins_follow_age_and_are_not_sent_to_who_is_past_them(
     marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
     deliver: Callable[[], DrainReport],
@@ -464,6 +603,19 @@ def test_digest_has_the_figures_of_yesterday(
     assert figures["Monthly recurring revenue"] == "$499.00"
     assert figures["At risk: usage drop"] == "1"
     assert deliver().sent == Counter(daily_digest=1)
+
+
+def test_active_is_who_used_a_billed_metric(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
+) -> None:
+    showing, looking, zero = sign_up(), sign_up(), sign_up()
+    yesterday = TODAY - timedelta(days=1)
+    fill("marts.usage_daily", [
+        _used(showing, yesterday, 5), _used(showing, yesterday, 9, "api_calls"),
+        _used(looking, yesterday, 3, "console_logins"), _used(zero, yesterday, 0),
+    ])  # fmt: skip
+    daily_digest(marts, engine, TODAY, clock)
+    assert mail_data(engine, "daily_digest")["headline"] == "0 sign-ups, 1 active customer"
 
 
 @pytest.mark.parametrize("day", [TODAY, TODAY + timedelta(days=1)])

@@ -184,6 +184,20 @@ def test_money_mail_waits_out_the_24_hours_instead_of_being_dropped(
     assert event(engine, second).error_message is None
 
 
+@pytest.mark.parametrize("kind", ["sdk_guide", "sdk_update", "referral_success"])
+def test_mail_about_another_platform_or_friend_waits_its_turn(
+    make_customer: MakeCustomer, queue_mail: QueueMail, clock: ManualClock, run: Runner, kind: str
+) -> None:
+    customer = make_customer()
+    queue_mail(kind, customer)
+    assert run().sent == Counter({kind: 1})
+    clock.advance(timedelta(hours=1))
+    queue_mail(kind, customer)
+    assert run().waiting == Counter(sent_within_24_hours=1)
+    clock.advance(timedelta(hours=23))
+    assert run().sent == Counter({kind: 1})
+
+
 def test_failed_first_mail_does_not_cost_the_second_its_turn(
     engine: sa.Engine,
     make_customer: MakeCustomer,

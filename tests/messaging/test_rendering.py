@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apex_pipelines.messaging.formatting import grouped, money, number, web_address
+from apex_pipelines.messaging.formatting import dates_in_words, grouped, money, number, web_address
 from apex_pipelines.messaging.mail_types import (
     Audience,
     MissingMailData,
@@ -148,6 +148,41 @@ def test_figures_of_the_cause_are_in_both_parts(renderer: Renderer) -> None:
         assert "30 June 2026" in part
 
 
+def test_welcome_without_trial_says_that_the_plan_is_active(renderer: Renderer) -> None:
+    with_trial = renderer.render(mail_type("welcome"), sample_data("welcome"), name="Ada")
+    without = renderer.render(
+        mail_type("welcome"),
+        {"plan_name": "Indie", "trial_days": 0},
+        name="Ada",
+    )
+    assert "Your Indie plan is free for 14 days, until 15 June 2026; we" in " ".join(with_trial.text.split())
+    assert "Your Indie plan is active." in " ".join(without.text.split())
+    assert "Your <strong>Indie</strong> plan is active." in " ".join(without.html.split())
+    assert "free" not in without.subject + without.text
+    assert "0 days" not in without.subject + without.html
+
+
+def test_retention_mail_without_figures_claims_to_see_nothing(renderer: Renderer) -> None:
+    kind = mail_type("churn_risk")
+    fell = renderer.render(kind, sample_data("churn_risk"), name="Ada", unsubscribe_url=UNSUBSCRIBE)
+    other = renderer.render(kind, {"figures": []}, name="Ada", unsubscribe_url=UNSUBSCRIBE)
+    for with_figures, without in ((fell.html, other.html), (fell.text, other.text)):
+        assert "what we see:" in " ".join(with_figures.split())
+        assert "210,400" in with_figures
+        assert "what we see" not in " ".join(without.split())
+        assert "last 30 days" not in without
+
+
+def test_upgrade_offer_writes_dates_in_words(renderer: Renderer) -> None:
+    content = renderer.render(
+        mail_type("upgrade_offer"), sample_data("upgrade_offer"), name="Ada", unsubscribe_url=UNSUBSCRIBE
+    )
+    for part in (content.html, content.text):
+        assert "874,310 of 1,000,000 included impressions used in the period from 1 June 2026" in " ".join(
+            part.split()
+        )
+
+
 def test_unknown_type_is_named() -> None:
     with pytest.raises(UnknownMailType, match="wellcome"):
         mail_type("wellcome")
@@ -175,6 +210,7 @@ def test_every_template_belongs_to_a_type() -> None:
         (money(1200, "jpy"), "1,200 JPY"),
         (money(1200, "chf"), "12.00 CHF"),
         (grouped("120874 since 2026-06-01, 0.1234567"), "120,874 since 2026-06-01, 0.1234567"),
+        (dates_in_words("120874 since 2026-06-01, 12026-06-012"), "120874 since 1 June 2026, 12026-06-012"),
     ],
 )
 def test_formats(written: str, expected: str) -> None:

@@ -12,7 +12,7 @@ from apex_pipelines.lifecycle import marts, rules, store
 from apex_pipelines.lifecycle.report import TriggerReport
 from apex_pipelines.lifecycle.triggers.queueing import queue, reachable
 from apex_pipelines.messaging.outbox import MailRequest
-from apex_pipelines.platform.catalogue import plans
+from apex_pipelines.platform.catalogue import Plan, plans
 from apex_pipelines.platform.clock import Clock
 
 
@@ -46,11 +46,15 @@ def at_risk_triggers(client: Client, engine: sa.Engine, as_of_date: date, clock:
             if not rules.starts_episode(starts[row.reason].get(customer.id, ()), as_of_date):
                 report.skipped["mailed in this episode"] += 1
                 continue
+            next_plan = _roomier_plan(customer) if email_type == "upgrade_offer" else None
+            if email_type == "upgrade_offer" and next_plan is None:
+                report.skipped["no roomier plan to offer"] += 1
+                continue
             requests.append(
                 MailRequest(
                     email_type=email_type,
                     customer_id=customer.id,
-                    data=_data(email_type, row, customer),
+                    data=_data(email_type, row, customer, next_plan),
                     occurrence_key=f"at_risk:{row.reason}:{customer.id}:{as_of_date.isoformat()}",
                 )
             )
@@ -58,22 +62,28 @@ def at_risk_triggers(client: Client, engine: sa.Engine, as_of_date: date, clock:
     return report
 
 
-def _data(email_type: str, row: marts.AtRisk, customer: store.CustomerFacts) -> dict[str, Any]:
+def _roomier_plan(customer: store.CustomerFacts) -> Plan | None:
+    """The next plan up that includes more impressions than the customer's own terms, if there is one."""
+    included = customer.included_impressions
+    if included is None:
+        return None
+    rank = customer.plan.rank if customer.plan else -1
+    roomier = [plan for plan in plans().values() if plan.rank > rank and plan.included_impressions > included]
+    return min(roomier, key=lambda plan: plan.rank, default=None)
+
+
+def _data(
+    email_type: str, row: marts.AtRisk, customer: store.CustomerFacts, next_plan: Plan | None
+) -> dict[str, Any]:
     if email_type == "integration_help":
         return {"signed_up_on": customer.created_at.date()}
     data: dict[str, Any] = {"reason": row.detail.rstrip(".")}
-    if email_type == "upgrade_offer" and customer.plan is not None:
-        roomier = [
-            plan
-            for plan in sorted(plans().values(), key=lambda plan: plan.rank)
-            if plan.included_impressions > customer.plan.included_impressions
-        ]
-        # Enterprise has its own price for each customer, so there is none to offer.
-        if roomier and roomier[0].plan_type != "enterprise":
-            data |= {
-                "next_plan_name": roomier[0].name,
-                "next_price_cents": roomier[0].base_price_cents,
-                "currency": roomier[0].currency,
-                "next_included_impressions": roomier[0].included_impressions,
-            }
+    # Enterprise has its own price for each customer, so there is none to offer.
+    if next_plan is not None and next_plan.plan_type != "enterprise":
+        data |= {
+            "next_plan_name": next_plan.name,
+            "next_price_cents": next_plan.base_price_cents,
+            "currency": next_plan.currency,
+            "next_included_impressions": next_plan.included_impressions,
+        }
     return data

@@ -114,6 +114,11 @@ def _line(score: marts.ChurnScore, customer: store.CustomerFacts) -> dict[str, A
 def _reasons(text: str) -> list[str]:
     """The strongest reasons as `feature value`; `text` is the JSON list that the model wrote."""
     return [
-        f"{reason['feature']} {float(reason['value']):.4g}"
+        f"{reason['feature']} {_value(reason['value'])}"
         for reason in json.loads(text or "[]")[:REASONS_SHOWN]
     ]
+
+
+def _value(value: float | None) -> str:
+    """A feature's value; None is one that the model had to do without."""
+    return "unknown" if value is None else f"{float(value):.4g}"

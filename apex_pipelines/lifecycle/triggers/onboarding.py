@@ -86,7 +86,8 @@ def _age_mails(
     age = _age(customer, as_of_date)
     days_left = (customer.trial_end.date() - as_of_date).days if customer.trial_end else 0
     if age <= rules.FRESH_DAYS and customer.plan is not None:
-        welcome = {"plan_name": customer.plan_name, "trial_days": customer.plan.trial_days}
+        trial_days = customer.plan.trial_days if customer.trial_end is not None else 0
+        welcome = {"plan_name": customer.plan_name, "trial_days": trial_days}
         if customer.trial_end is not None:
             welcome["trial_end"] = customer.trial_end.date().isoformat()
         if customer.key_prefix is not None:

@@ -27,6 +27,9 @@ def reachable(
     if customer.canceled:
         report.skipped["subscription has ended"] += 1
         return None
+    if customer.suspended:
+        report.skipped["subscription is suspended"] += 1
+        return None
     return customer
 
 
