@@ -17,7 +17,7 @@ install: $(STAMP) $(MANIFEST) ## Build .venv, with .venv/bin/apex in it
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV) (one to two minutes the first time) ..."
 	@# The lock is complete, so pip need not resolve anything: --no-deps halves the time and `pip check` proves it.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.txt

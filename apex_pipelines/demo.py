@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -118,13 +118,13 @@ class DemoResult:
 Announce = Callable[[str, str], None]
 
 
-def settled_plan(settings: Settings, wanted: DemoPlan, *, explicit: bool) -> DemoPlan:
+def settled_plan(settings: Settings, wanted: DemoPlan, *, named: Collection[str]) -> DemoPlan:
     """The plan that this data folder holds, else `wanted`, which is then kept.
 
     Parameters
     ----------
-    explicit : bool
-        Whether the user named sizes; then they must agree with what the folder holds.
+    named : collection of str
+        Fields of the plan that the user named; these must agree with what the folder holds.
 
     Raises
     ------
@@ -135,18 +135,16 @@ def settled_plan(settings: Settings, wanted: DemoPlan, *, explicit: bool) -> Dem
     if path.exists():
         kept = json.loads(path.read_text())
         plan = DemoPlan(date.fromisoformat(kept.pop("as_of")), **kept)
-        if explicit and (plan.customers, plan.days, plan.seed) != (
-            wanted.customers,
-            wanted.days,
-            wanted.seed,
-        ):
+        if any(getattr(plan, name) != getattr(wanted, name) for name in named):
             raise DemoError(
                 f"{settings.home_path} holds a demo of {plan.customers} customers over {plan.days} days "
-                f"(seed {plan.seed}); remove that folder or set APEX_HOME to another"
+                f"until {plan.as_of} (seed {plan.seed}); remove that folder or set APEX_HOME to another"
             )
         return plan
     settings.home_path.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**asdict(wanted), "as_of": wanted.as_of.isoformat()}))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**asdict(wanted), "as_of": wanted.as_of.isoformat()}))
+    temporary.replace(path)
     return wanted
 
 
@@ -275,6 +273,14 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
     def counts(query: str) -> dict[str, int]:
         return {str(name): int(count) for name, count in client.query(query).result_rows}
 
+    def totals(source: str) -> dict[str, int]:
+        rows = client.query(
+            "select metric_type, sum(quantity) from marts.usage_daily where customer_id in "
+            "(select id from raw.customers where source = {source:String}) group by metric_type",
+            parameters={"source": source},
+        ).result_rows
+        return {str(name): int(total) for name, total in rows}
+
     result.stored_rows = one("select count() from raw.usage_events")
     result.stored_distinct = one("select uniqExact(customer_id, event_id) from raw.usage_events")
     result.counted = one("select sum(event_count) from marts.usage_daily")
@@ -283,15 +289,21 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
         "select metric_type, sum(quantity) from marts.usage_daily group by metric_type order by metric_type"
     )
     if result.simulated is not None:
-        found = counts(
-            "select metric_type, sum(quantity) from marts.usage_daily "
-            "where customer_id in (select id from raw.customers where source = 'simulator') "
-            "group by metric_type"
-        )
+        found = totals("simulator")
         result.differences = [
             f"{metric}: sent {wanted:,}, counted {found.get(metric, 0):,}"
             for metric, wanted in result.simulated.expected_quantity.items()
             if found.get(metric, 0) != wanted
+        ]
+    for report in result.imported:
+        if report.rejected:
+            continue  # their quantities are not told apart; the import's own report names them
+        # At least, since other files may have been imported with the same mapping.
+        found = totals(f"import:{report.mapping}")
+        result.differences += [
+            f"{report.file.name}, {metric}: sent {wanted:,}, counted {found.get(metric, 0):,}"
+            for metric, wanted in report.quantity_by_metric.items()
+            if found.get(metric, 0) < wanted
         ]
     result.segments = counts(
         "select segment, count() from marts.segment_memberships where left_on is null "

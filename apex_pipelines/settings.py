@@ -20,14 +20,20 @@ class Settings(BaseSettings):
     Money thresholds, plans and metrics are business data and live in ``dbt_project/seeds``, not here.
     """
 
-    model_config = SettingsConfigDict(env_prefix="APEX_", env_file=".env", extra="ignore")
+    # A line without a value means the default, not an empty password or address.
+    model_config = SettingsConfigDict(
+        env_prefix="APEX_",
+        env_file=os.environ.get("APEX_ENV_FILE", ".env"),
+        env_ignore_empty=True,
+        extra="ignore",
+    )
 
     home: Path = Field(Path(".apex"), description="Data folder; everything the platform writes is below it.")
     clock: str = Field(
         "system",
         description="`system`, or an ISO instant such as 1998-07-01T00:00:00Z at which time stands still.",
     )
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
 
     # Stores. Unset means embedded.
@@ -74,10 +80,6 @@ class Settings(BaseSettings):
     email_batch_size: int = 100
     email_daily_quota: int = 0  # 0: no quota (the outbox provider has none)
     site_url: str = "https://apexmediation.com"
-
-    # Names that the services' own users expect carry no APEX_ prefix.
-    stripe_secret_key: str | None = Field(None, validation_alias="STRIPE_SECRET_KEY")
-    stripe_webhook_secret: str | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRET")
 
     @cached_property
     def home_path(self) -> Path:
@@ -144,7 +146,7 @@ def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
     env = dict(os.environ)
     for name in settings.model_fields_set:
         value = getattr(settings, name)
-        if Settings.model_fields[name].validation_alias is None and value is not None:
+        if value is not None:
             env[f"APEX_{name.upper()}"] = str(value)
     env["APEX_HOME"] = str(settings.home_path)
     env.update(extra)

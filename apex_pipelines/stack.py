@@ -7,6 +7,7 @@ Belongs here: names, commands, ports and readiness. Does not belong here: how pr
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import sqlalchemy as sa
+from alembic.util import CommandError
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from apex_pipelines.billing.store import sync_plans
 from apex_pipelines.platform import clickhouse, postgres
+from apex_pipelines.platform.clock import clock_from_setting
 from apex_pipelines.platform.supervisor import Component, Process, ProcessRecord, StackError, write_record
 from apex_pipelines.settings import PROJECT_ROOT, Settings, child_environment
 
@@ -46,6 +49,16 @@ def answers(url: str) -> Callable[[], bool]:
             return False
 
     return check
+
+
+def check_home_path(settings: Settings) -> None:
+    """Raise `StackError` when the data folder's path has characters that the embedded stores can't take."""
+    found = re.search(r"[\s?&%#+;'\"]", str(settings.home_path))
+    if found:
+        raise StackError(
+            f"the data folder {settings.home_path} has {found.group()!r} in its path, which the embedded "
+            "stores can't take; set APEX_HOME to a folder without spaces and without ? & % # + ; or quotes"
+        )
 
 
 def check_free_disk(settings: Settings) -> None:
@@ -83,7 +96,10 @@ class EmbeddedPostgres:
         write_record(self.settings.run_dir, record)
 
     def healthy(self) -> bool:
-        return self._process is not None and self._process.is_running()
+        try:
+            return self._process is not None and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def stop(self) -> None:
         postgres.stop_embedded(self.settings)
@@ -101,13 +117,19 @@ class Migrations:
     def start(self) -> None:
         try:
             postgres.migrate(self.settings)
+            postgres.ensure_dagster_database(self.settings)
             engine = postgres.create_engine(self.settings, poolclass=sa.NullPool)
             with engine.begin() as connection:
                 sync_plans(connection)
             client = clickhouse.connect(self.settings, query_origin="migrations")
             clickhouse.migrate(client)
             client.close()
-        except (sa.exc.SQLAlchemyError, ClickHouseError) as error:
+        except (
+            sa.exc.SQLAlchemyError,
+            ClickHouseError,
+            CommandError,
+            postgres.PostgresNotRunning,
+        ) as error:
             raise StackError(f"the stores could not be migrated: {error}") from error
 
     def healthy(self) -> bool:
@@ -168,8 +190,10 @@ def components(settings: Settings, parts: set[Part]) -> list[Component]:
     Raises
     ------
     StackError
-        If the disk is nearly full.
+        If the data folder's path can't be used or its disk is nearly full.
     """
+    clock_from_setting(settings.clock)  # a wrong one is told here, not by each process in turn
+    check_home_path(settings)
     check_free_disk(settings)
     env = child_environment(settings)
 

@@ -12,22 +12,25 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
-from apex_pipelines.platform import clickhouse, postgres
-from apex_pipelines.platform.clock import ManualClock
-from apex_pipelines.settings import Settings, child_environment
+# A developer's own settings, in variables or in .env, must not lead the tests to their stores. Before any
+# import of ours, since settings look for their file when they are imported; child processes inherit it.
+for _name in [name for name in os.environ if name.startswith("APEX_")]:
+    del os.environ[_name]
+os.environ["APEX_ENV_FILE"] = os.devnull
+
+from apex_pipelines.platform import clickhouse, postgres  # noqa: E402
+from apex_pipelines.platform.clock import ManualClock  # noqa: E402
+from apex_pipelines.settings import Settings, child_environment  # noqa: E402
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
-
-# A developer's own settings must not leak into the tests.
-for _name in [name for name in os.environ if name.startswith("APEX_")]:
-    del os.environ[_name]
 
 
 def free_port() -> int:
@@ -139,6 +142,7 @@ def engine(settings: Settings, _postgres: str, request: pytest.FixtureRequest) -
 def warehouse(settings: Settings, _warehouse: Settings) -> Iterator[Client]:
     """Client of the served warehouse, with the raw and ml tables emptied; `settings` points at it."""
     settings.clickhouse_url = clickhouse.clickhouse_url(_warehouse)
+    assert urlsplit(settings.clickhouse_url).port == _warehouse.warehouse_port  # it is emptied below
     client = clickhouse.connect(settings, query_origin="tests")
     tables = client.query(
         "select database, name from system.tables where database in ('raw', 'ml') "

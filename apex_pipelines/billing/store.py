@@ -122,7 +122,11 @@ def subscribe(connection: sa.Connection, subscription: NewSubscription, now: dat
             f"customer {subscription.customer_id!r} has the open subscription {open_id!r}; "
             "change its plan, or cancel it first"
         )
-    subscribe_many(connection, [subscription], now)
+    if not subscribe_many(connection, [subscription], now):
+        raise AlreadySubscribed(
+            f"customer {subscription.customer_id!r} has a subscription that started at "
+            f"{subscription.started_at.isoformat()} or opened one meanwhile; look at `apex customer show`"
+        )
     return subscription_id_for(subscription.customer_id, subscription.started_at)
 
 
@@ -252,15 +256,23 @@ def cancel(
     )
 
 
+def periods_due(connection: sa.Connection, now: datetime) -> bool:
+    """Whether a period of an open subscription has ended, so that `roll_periods` has something to do."""
+    due = sa.exists().where(
+        Subscription.status != SubscriptionStatus.CANCELED, Subscription.current_period_end <= now
+    )
+    return bool(connection.scalar(sa.select(due)))
+
+
 def roll_periods(connection: sa.Connection, now: datetime) -> int:
     """Move open subscriptions whose period (or trial) has ended into the one that holds `now`; how many.
 
     Safe to repeat; catches up over any number of missed months.
     """
     due = connection.execute(
-        sa.select(
-            Subscription.id, Subscription.status, Subscription.started_at, Subscription.trial_end
-        ).where(Subscription.status != SubscriptionStatus.CANCELED, Subscription.current_period_end <= now)
+        sa.select(Subscription.id, Subscription.status, Subscription.started_at, Subscription.trial_end)
+        .where(Subscription.status != SubscriptionStatus.CANCELED, Subscription.current_period_end <= now)
+        .with_for_update()  # the status is written back below
     ).all()
     changes = []
     for row in due:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-# In a pipe there is no width to keep to, and wrapped cells are hard to search.
-out = Console(width=None if sys.stdout.isatty() else 160)
+# In a pipe there is no width to keep to, and folded cells can't be searched.
+out = Console(width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -49,4 +50,4 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value)
+    return escape(str(value))  # customers' own words are not markup

@@ -61,8 +61,9 @@ def demo(
         days=180 if days is None else days,
         seed=42 if seed is None else seed,
     )
-    explicit = any(value is not None for value in (customers, days, seed, as_of))
-    plan = settled_plan(settings, wanted, explicit=explicit)
+    given = {"customers": customers, "days": days, "seed": seed, "as_of": as_of}
+    named = [name for name, value in given.items() if value is not None]
+    plan = settled_plan(settings, wanted, named=named)
     with _announcer(quiet=as_json and not progress) as announce:
         result = run_demo(settings, plan, list(data), announce)
     if as_json:

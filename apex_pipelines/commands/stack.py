@@ -6,8 +6,9 @@ import threading
 import time
 
 import click
+from rich.markup import escape
 
-from apex_pipelines.commands.console import err, json_option, out, show
+from apex_pipelines.commands.console import json_option, out, show
 from apex_pipelines.platform import doctor as checkup
 from apex_pipelines.platform.dbt import ensure_manifest
 from apex_pipelines.platform.supervisor import Supervisor, read_records
@@ -62,8 +63,7 @@ def status(settings: Settings, as_json: bool) -> None:
             }
         )
     if not rows:
-        err.print(f"Nothing runs on {settings.home_path}. Start it with `apex up`.")
-        raise SystemExit(1)
+        raise click.ClickException(f"nothing runs on {settings.home_path}. Start it with `apex up`.")
     columns = ["name", "state", "pid", "memory_mb", "up_minutes", "restarts", "url"]
     show(rows, columns, as_json=as_json, title="Processes")
     if any(row["state"] == "DOWN" for row in rows):
@@ -81,9 +81,9 @@ def doctor(settings: Settings, as_json: bool) -> None:
     else:
         for finding in findings:
             mark = "[green]ok  [/]" if finding.ok else "[red]BAD [/]"
-            out.print(f"{mark} {finding.subject}: {finding.message}", soft_wrap=True)
+            out.print(f"{mark} {finding.subject}: {escape(finding.message)}", soft_wrap=True)
             if finding.remedy:
-                out.print(f"     → {finding.remedy}", soft_wrap=True)
+                out.print(f"     → {escape(finding.remedy)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
 

@@ -236,7 +236,9 @@ def _split(line: str, delimiter: str) -> list[str]:
     """
     if delimiter == "whitespace":
         return line.split()
-    return next(csv.reader(line.splitlines(keepends=True), delimiter=delimiter, strict=True), [])
+    # Not splitlines(): that also cuts at line breaks which only Unicode knows and which are part of a value.
+    parts = re.split(r"(?<=\n)", line)
+    return next(csv.reader(parts, delimiter=delimiter, strict=True), [])
 
 
 def _csv(source: Source, mapping: Mapping) -> Iterator[Record | BadLine | None]:

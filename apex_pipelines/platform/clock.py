@@ -9,6 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
+class BadClock(ValueError):
+    """The setting names no clock."""
+
+
 class Clock(Protocol):
     """Tells the time as an aware UTC datetime."""
 
@@ -70,7 +74,7 @@ def clock_from_setting(setting: str) -> Clock:
 
     Raises
     ------
-    ValueError
+    BadClock
         If the setting is neither; the message names it.
     """
     if setting == "system":
@@ -78,6 +82,6 @@ def clock_from_setting(setting: str) -> Clock:
     try:
         return ManualClock(parse_instant(setting))
     except ValueError as error:
-        raise ValueError(
+        raise BadClock(
             f"APEX_CLOCK={setting!r} is neither 'system' nor an ISO instant such as 1998-07-01T00:00:00Z"
         ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -131,16 +132,24 @@ def _api(settings: Settings) -> Finding:
 
 
 def _spool(settings: Settings) -> Finding:
-    segments = [path for path in settings.spool_dir.glob("**/*") if path.is_file()]
-    size = sum(path.stat().st_size for path in segments)
-    damaged = [path for path in segments if path.parent.name == "damaged"]
-    if damaged:
-        message = f"{len(damaged)} damaged pieces were kept aside in {damaged[0].parent}"
-        return Finding("spool", ok=False, message=message, remedy="look at them; the loader's log says why")
-    if size > LARGE_BACKLOG_BYTES:
-        message = f"{size / 1e6:.0f} MB wait to be loaded"
+    waiting = sum(_size(path) for suffix in ("*.seg", "*.open") for path in settings.spool_dir.glob(suffix))
+    damaged = settings.spool_dir / "damaged"
+    if any(damaged.glob("*")):
+        message = f"{waiting / 1e6:.1f} MB waiting; damaged pieces were kept aside in {damaged}"
+        remedy = "report.ndjson there says what they are; remove what you have looked at"
+        return Finding("spool", ok=True, message=message, remedy=remedy)
+    if waiting > LARGE_BACKLOG_BYTES:
+        message = f"{waiting / 1e6:.0f} MB wait to be loaded"
         return Finding("spool", ok=False, message=message, remedy="see whether loader and ClickHouse run")
-    return Finding("spool", ok=True, message=f"{size / 1e6:.1f} MB waiting")
+    return Finding("spool", ok=True, message=f"{waiting / 1e6:.1f} MB waiting")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 when the loader has removed it meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _mail(settings: Settings) -> Finding:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -55,22 +56,50 @@ def start_embedded(settings: Settings) -> str:
     The server outlives this process; `stop_embedded` ends it.
     """
     settings.home_path.mkdir(parents=True, exist_ok=True)
+    _drop_stale_pid_file(settings.postgres_dir)
     server = _embedded_server(settings.postgres_dir)
     server.ensure_postgres_running()  # get_server caches handles; a killed server must come back
     url = embedded_url(settings)
-    admin_url = _sqlalchemy_url(url).set(database="postgres")
-    admin = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT")
+    create_databases(make_url(url).set(database="postgres"), DATABASE, DAGSTER_DATABASE)
+    return url
+
+
+def create_databases(server_url: sa.URL, *names: str) -> None:
+    """Create those of the databases that the server lacks."""
+    options = {"isolation_level": "AUTOCOMMIT", "poolclass": sa.NullPool}
+    admin = sa.create_engine(server_url.set(drivername="postgresql+psycopg"), **options)
     with admin.connect() as connection:
         present = set(connection.scalars(sa.text("select datname from pg_database")))
-        for name in (DATABASE, DAGSTER_DATABASE):
+        for name in names:
             if name not in present:
                 connection.execute(sa.text(f'create database "{name}"'))
-    admin.dispose()
-    return url
+
+
+def ensure_dagster_database(settings: Settings) -> None:
+    """Create the database of Dagster's storage beside ours, on whichever server that is."""
+    create_databases(make_url(database_url(settings)), DAGSTER_DATABASE)
+
+
+def _drop_stale_pid_file(data_dir: Path) -> None:
+    """Remove a pid file whose process is not a server of this folder, such as one left by a power cut.
+
+    The library believes such a file by the pid alone, which may belong to a stranger by now.
+    """
+    path = data_dir / "postmaster.pid"
+    try:
+        pid = int(path.read_text().split(maxsplit=1)[0])
+        ours = str(data_dir) in " ".join(psutil.Process(pid).cmdline())
+    except FileNotFoundError:
+        return
+    except (ValueError, IndexError, psutil.Error):
+        ours = False
+    if not ours:
+        path.unlink(missing_ok=True)
 
 
 def stop_embedded(settings: Settings) -> None:
     """Stop the embedded server, letting it write a checkpoint; no error when it is not running."""
+    _drop_stale_pid_file(settings.postgres_dir)
     if (settings.postgres_dir / "postmaster.pid").exists():
         _embedded_server(settings.postgres_dir).stop()
 

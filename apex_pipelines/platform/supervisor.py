@@ -49,6 +49,13 @@ class ProcessRecord:
     log: str | None = None
     restarts: int = 0
 
+    def pid_was_reused(self) -> bool:
+        """Whether the pid may belong to a stranger now, so that nothing under it may be touched."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.create_time) >= 1.0
+        except psutil.NoSuchProcess:
+            return self.create_time < psutil.boot_time()
+
     def process(self) -> psutil.Process | None:
         """The process, or None when it has ended."""
         try:
@@ -106,19 +113,19 @@ def end_session(leader: int, seconds: float) -> None:
     """
     members = session_members(leader)
     for process in members[:1]:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.terminate()
     psutil.wait_procs(members[:1], timeout=seconds)
     _, alive = psutil.wait_procs(members, timeout=1.0)
     for process in alive:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=5.0)
 
 
 def end_leftover(run_dir: Path, record: ProcessRecord, seconds: float = 5.0) -> None:
     """End the session of a recorded process, whether or not its leader still lives, and drop the record."""
-    if record.process() is not None or session_members(record.pid):
+    if not record.pid_was_reused() and (record.process() is not None or session_members(record.pid)):
         log.info("ending what an earlier run left behind", component=record.name, pid=record.pid)
         end_session(record.pid, seconds)
     (run_dir / f"{record.name}.json").unlink(missing_ok=True)
@@ -287,7 +294,10 @@ class Supervisor:
             for component in self.components:
                 if self._stopping.is_set():
                     return
-                self._keep(component)
+                try:
+                    self._keep(component)
+                except Exception as error:  # noqa: BLE001 - the watch must outlive whatever one part does
+                    log.error("watching failed", component=component.name, error=repr(error))
 
     def _keep(self, component: Component) -> None:
         name, now = component.name, time.monotonic()
@@ -306,7 +316,7 @@ class Supervisor:
         try:
             component.start()
             log.info("restarted", component=name)
-        except (StackError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - tried again after the pause, whatever it was
             log.error("restart failed", component=name, error=str(error), next_try_seconds=backoff)
         self._retry_at[name] = time.monotonic() + backoff
 

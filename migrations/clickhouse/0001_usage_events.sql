@@ -25,7 +25,7 @@ partition by toYYYYMM(loaded_at)
 order by (loaded_at, batch_id, batch_row)
 settings fsync_after_insert = 1, fsync_part_directory = 1;
 
--- Events that can't be loaded, whole and with the reason; `apex ingest dead-letters` shows and replays them.
+-- Events that can't be loaded, whole and with the reason.
 create table if not exists raw.usage_dead_letters
 (
     batch_id   String,

@@ -141,12 +141,12 @@ def test_kills_at_random_moments(undisturbed: Undisturbed, tmp_path: Path, seed:
 def test_a_demo_of_another_size_is_refused_on_the_same_folder(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     plan = DemoPlan(as_of=date(2026, 6, 1), customers=60, days=90, seed=42)
-    assert settled_plan(settings, plan, explicit=True) == plan
-    other = replace(plan, customers=61)
-    with pytest.raises(DemoError, match="holds a demo of 60 customers over 90 days"):
-        settled_plan(settings, other, explicit=True)
+    assert settled_plan(settings, plan, named=["customers"]) == plan
+    for other in (replace(plan, customers=61), replace(plan, as_of=date(2026, 7, 1))):
+        with pytest.raises(DemoError, match="holds a demo of 60 customers over 90 days until 2026-06-01"):
+            settled_plan(settings, other, named=["customers", "as_of"])
     # Naming no sizes means the demo that the folder holds, whatever today's date is.
-    assert settled_plan(settings, replace(plan, as_of=date(2026, 7, 1)), explicit=False) == plan
+    assert settled_plan(settings, replace(plan, as_of=date(2026, 7, 1)), named=[]) == plan
 
 
 def test_a_missing_file_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from apex_pipelines.platform.clock import ManualClock, SystemClock, clock_from_setting
+from apex_pipelines.platform.clock import BadClock, ManualClock, SystemClock, clock_from_setting
 from apex_pipelines.platform.logging import mask_secrets
+from apex_pipelines.platform.supervisor import StackError
 from apex_pipelines.settings import Settings, child_environment
+from apex_pipelines.stack import Part, components
 
 
 def test_a_child_process_sees_what_was_set_in_code(tmp_path: Path) -> None:
@@ -49,3 +51,22 @@ def test_a_clock_needs_a_zone_and_a_readable_instant() -> None:
 )
 def test_secrets_do_not_reach_the_log(text: str) -> None:
     assert "SECRET" not in mask_secrets(text)
+
+
+def test_an_empty_line_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APEX_CLICKHOUSE_PASSWORD", "")
+    monkeypatch.setenv("APEX_DATABASE_URL", "")
+    settings = Settings()
+    assert settings.clickhouse_password is None
+    assert settings.database_url is None
+
+
+def test_a_data_folder_that_the_stores_cannot_take_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="has ' ' in its path"):
+        components(Settings(home=tmp_path / "my apex"), {Part.STORES})
+
+
+def test_a_wrong_clock_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(BadClock, match="APEX_CLOCK='yesterday'"):
+        components(Settings(home=tmp_path / "apex", clock="yesterday"), {Part.STORES})
+    assert not (tmp_path / "apex").exists()

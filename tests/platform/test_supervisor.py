@@ -14,7 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apex_pipelines.platform.supervisor import Process, StackError, Supervisor, read_records
+from apex_pipelines.platform.supervisor import (
+    Process,
+    ProcessRecord,
+    StackError,
+    Supervisor,
+    read_records,
+    write_record,
+)
 
 SLEEPER = "import time; time.sleep(600)"
 
@@ -121,3 +128,36 @@ with Supervisor([p], Path({str(tmp_path / "run")!r})):
     with Supervisor([child(tmp_path, "a")], tmp_path / "run"):
         eventually(lambda: not worker.is_running())
         assert pid_of(tmp_path, "a") != orphan
+
+
+def test_a_record_whose_pid_belongs_to_a_stranger_harms_nobody(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True)
+    try:
+        born = psutil.Process(stranger.pid).create_time()
+        write_record(tmp_path / "run", ProcessRecord("a", stranger.pid, born - 3600))
+        write_record(tmp_path / "run", ProcessRecord("gone", stranger.pid, born - 3600))
+        with Supervisor([child(tmp_path, "a")], tmp_path / "run"):
+            assert stranger.poll() is None
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_one_part_that_fails_in_an_unexpected_way_does_not_end_the_watch(tmp_path: Path) -> None:
+    class Broken:
+        name = "broken"
+
+        def start(self) -> None: ...
+
+        def healthy(self) -> bool:
+            raise RuntimeError("cannot tell")
+
+        def stop(self) -> None: ...
+
+    with Supervisor([Broken(), child(tmp_path, "a")], tmp_path / "run"):
+        first = pid_of(tmp_path, "a")
+        assert first is not None
+        time.sleep(0.8)
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: pid_of(tmp_path, "a") not in (None, first))

@@ -1,6 +1,7 @@
 """The churn model and its scores."""
 
 import base64
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -9,7 +10,6 @@ from apex_pipelines.churn.reports import TrainingReport
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.lifecycle.triggers import churn_triggers
 
-DRIFT_ALARM_PSI = 0.25
 KINDS = {"python", "scikitlearn"}
 
 
@@ -42,6 +42,8 @@ def _training_metadata(report: TrainingReport) -> dict[str, Any]:
     deps=[dg.AssetKey(["marts", "churn_features"]), dg.AssetKey(["marts", "churn_labels"])],
     group_name="churn",
     kinds=KINDS,
+    # Trained on Mondays only.
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=8)),
 )
 def churn_model(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Champion model of churn: trained on labels known today, promoted only when the gate holds."""

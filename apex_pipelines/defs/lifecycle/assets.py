@@ -10,7 +10,7 @@ from apex_pipelines.lifecycle.triggers import Trigger, TriggerReport
 TRIGGERS: dict[str, tuple[Trigger, list[str], str]] = {
     "onboarding_steps": (
         triggers.onboarding_triggers,
-        ["onboarding"],
+        ["onboarding", "usage_daily"],
         "Steps that customers took for the first time, welcome and check-in mails, ends of trials.",
     ),
     "at_risk_alerts": (
@@ -41,7 +41,8 @@ def build_trigger(name: str, rule: Trigger, marts: list[str], description: str) 
 
     @dg.asset(
         key=["lifecycle", name],
-        deps=[dg.AssetKey(["marts", mart]) for mart in marts],
+        # Triggers read subscriptions too, whose periods and trials must have been moved on before.
+        deps=[*(dg.AssetKey(["marts", mart]) for mart in marts), dg.AssetKey(["billing", "billing_periods"])],
         group_name="lifecycle",
         description=description,
         kinds={"postgres", "python"},

@@ -17,19 +17,28 @@ email_queue = dg.define_asset_job(
 # The partial index on what is pending answers this without reading the table. A row that an operator reset by
 # hand is due at once, whatever its back-off said.
 _DUE = sa.text("""
-    select count(*), max(id) from events
+    select count(*) from events
     where processed_at is null and event_type like 'email.%'
       and (not_before <= :now or (error_message is null and (attempts > 0 or outcome is not null)))
 """)
 
 
+UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+
+
 @dg.sensor(job=email_queue, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
 def email_queue_sensor(context: dg.SensorEvaluationContext, stores: Stores) -> dg.RunRequest | dg.SkipReason:
     """Launches the queue's job when mails are due; a quiet queue launches nothing."""
-    now = stores.now
     with stores.postgres() as engine, engine.connect() as connection:
-        due, newest = connection.execute(_DUE, {"now": now}).one()
+        due = connection.scalar(_DUE, {"now": stores.now})
     if not due:
         return dg.SkipReason("no mail is due")
-    # One run a minute at most, also when the queue could not be emptied by the one before.
-    return dg.RunRequest(run_key=f"{newest}:{now:%Y%m%d%H%M}", tags={"apex/mails_due": str(due)})
+    # No run key: an operator may send the same mail again, and a run that is under way will find what is due.
+    if context.instance.get_runs_count(dg.RunsFilter(job_name=email_queue.name, statuses=UNDER_WAY)):
+        return dg.SkipReason("the queue's run is under way")
+    return dg.RunRequest(tags={"apex/mails_due": str(due)})
