@@ -54,6 +54,8 @@ _CONFIG = """<clickhouse>
   <uncompressed_cache_size>0</uncompressed_cache_size>
   <background_pool_size>2</background_pool_size>
   <background_schedule_pool_size>4</background_schedule_pool_size>
+  <!-- Who asks right after a start must find every table, not only those that are loaded by then. -->
+  <async_load_databases>false</async_load_databases>
   <merge_tree>
     <!-- An acknowledged insert is on disk: the part's files, and the folder's entry for it. -->
     <fsync_after_insert>1</fsync_after_insert>
