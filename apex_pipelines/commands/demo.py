@@ -136,7 +136,7 @@ def _event_rows(result: DemoResult) -> list[tuple[str, int | str]]:
         rows.append(("simulated: different events", done.generated))
         rows.append(("simulated: sent, with repeats", done.sent))
         rows.append(("simulated: acknowledged", done.acknowledged))
-        rows += [(f"  repeats, {kind}", count) for kind, count in done.repeats.items()]
+        rows += [(f"  of them: {kind.replace('_', ' ')}", count) for kind, count in done.repeats.items()]
     for report in result.imported:
         rows.append((f"{report.file.name}: events", report.events))
         rows.append((f"{report.file.name}: acknowledged", report.accepted + report.duplicates))
