@@ -102,7 +102,9 @@ def test_results_are_compressed_when_asked_for(front: Front, encoding: str) -> N
     for settings in ({"enable_http_compression": 1}, {"enable_http_compression": 1, "wait_end_of_query": 1}):
         response = front.request(query, headers=headers, params=settings)
         assert response.headers["Content-Encoding"] == encoding
-        assert response.content == plain.content
+        # httpx undoes the others by itself, and has no zstd of its own.
+        content = zstd.decompress(response.content) if encoding == "zstd" else response.content
+        assert content == plain.content
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "second frame cut", "not gzip"])
