@@ -289,8 +289,12 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
         "select metric_type, sum(quantity) from marts.usage_daily group by metric_type order by metric_type"
     )
     if result.simulated is not None:
+        if result.simulated.acknowledged != result.simulated.sent:
+            result.differences.append(
+                f"events: sent {result.simulated.sent:,}, acknowledged {result.simulated.acknowledged:,}"
+            )
         found = totals("simulator")
-        result.differences = [
+        result.differences += [
             f"{metric}: sent {wanted:,}, counted {found.get(metric, 0):,}"
             for metric, wanted in result.simulated.expected_quantity.items()
             if found.get(metric, 0) != wanted

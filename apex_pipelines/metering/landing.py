@@ -26,7 +26,7 @@ class Landed:
     Attributes
     ----------
     rows : int
-        Events as acknowledged, repeats included.
+        Events answered as accepted; repeats that the API no longer knew are among them.
     counted : int
         Events that count, each `event_id` once a customer; as of the last dbt run.
     last_loaded_at : datetime or None

@@ -1,4 +1,5 @@
--- The landing log of telemetry: one row for each acknowledged event, in the order of loading, repeats included.
+-- The landing log of telemetry: one row for each event that was answered as accepted, in the order of loading.
+-- A repeat that the API has forgotten is among them.
 -- What counts once is decided downstream (intermediate.int_usage_events); this table proves what was received.
 --
 -- Sorted and partitioned by load time: an insert touches one partition whatever timestamps its events carry,

@@ -10,7 +10,7 @@ LANDING_TIMEOUT_SECONDS = 300
 
 @dg.asset(key=["raw", "usage_events"], group_name="metering", kinds={"clickhouse"})
 def usage_events(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Telemetry as the ingest API acknowledged it, repeats included.
+    """Telemetry as the ingest API accepted it; what counts once is decided further down the graph.
 
     The loader fills this table all the time; materializing it waits until everything that was acknowledged
     before has landed, so that what depends on it sees a complete picture.
