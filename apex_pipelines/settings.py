@@ -40,10 +40,21 @@ class Settings(BaseSettings):
     database_url: str | None = None
     clickhouse_url: str | None = None
     clickhouse_password: str | None = None
+    clickhouse_reader_password: str | None = None
     warehouse_host: str = "127.0.0.1"
     warehouse_port: int = 8123
-    warehouse_max_memory_bytes: int = 1_500_000_000
+    warehouse_max_memory_bytes: int = Field(
+        0, description="Memory for all queries and caches together; 0: a share of the machine's."
+    )
+    warehouse_memory_share: float = 0.25
+    warehouse_query_memory_share: float = Field(0.8, description="Of the warehouse's memory, for one query.")
+    warehouse_query_seconds: int = Field(3600, description="A query's time limit unless it asks for another.")
+    warehouse_reader_seconds: int = Field(60, description="Time limit of the read-only user's queries.")
+    warehouse_stop_seconds: int = Field(15, description="What running queries get to end at a stop.")
     warehouse_max_body_bytes: int = 4_000_000_000
+    warehouse_min_free_bytes: int = Field(
+        200_000_000, description="With less free disk than this, inserts are refused."
+    )
 
     # Ingest API.
     api_host: str = "127.0.0.1"
@@ -94,6 +105,11 @@ class Settings(BaseSettings):
     @property
     def log_dir(self) -> Path:
         return self.home_path / "logs"
+
+    @property
+    def backup_dir(self) -> Path:
+        """Below it are the folders that `BACKUP ... TO File('name')` writes."""
+        return self.home_path / "backups"
 
     @property
     def spool_dir(self) -> Path:

@@ -73,7 +73,9 @@ def _server_settings() -> Iterator[Settings]:
     # Not below pytest's own folder: each start of pytest closes that to others, and PostgreSQL, when started
     # by root, runs as another user.
     with tempfile.TemporaryDirectory(prefix="apex-tests-", ignore_cleanup_errors=True) as folder:
-        yield Settings(home=Path(folder), warehouse_port=free_port())
+        yield Settings(
+            home=Path(folder), warehouse_port=free_port(), warehouse_max_memory_bytes=1_500_000_000
+        )
 
 
 @pytest.fixture(scope="session")

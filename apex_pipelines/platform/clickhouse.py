@@ -31,6 +31,13 @@ def warehouse_password(settings: Settings) -> str:
     return kept_secret(settings.home_path / "warehouse.password")
 
 
+def reader_password(settings: Settings) -> str:
+    """Password of the embedded warehouse's read-only user `reader`, found like the operator's."""
+    if settings.clickhouse_reader_password is not None:
+        return settings.clickhouse_reader_password
+    return kept_secret(settings.home_path / "warehouse.reader.password")
+
+
 def clickhouse_url(settings: Settings) -> str:
     """URL with credentials, of the configured server or of the embedded warehouse."""
     if settings.clickhouse_url:

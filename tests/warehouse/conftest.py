@@ -17,6 +17,7 @@ from apex_pipelines.settings import Settings, child_environment
 from tests.conftest import free_port, stop, wait_until_up
 
 PASSWORD = "it's a/secret"
+READER_PASSWORD = "read, please"
 
 
 class Front:
@@ -31,7 +32,12 @@ class Front:
 
     def launch(self, port: int | None = None) -> subprocess.Popen[bytes]:
         """Start a process on the folder, without waiting for anything."""
-        environment = child_environment(Settings(home=self.home), APEX_CLICKHOUSE_PASSWORD=PASSWORD)
+        environment = child_environment(
+            Settings(home=self.home),
+            APEX_CLICKHOUSE_PASSWORD=PASSWORD,
+            APEX_CLICKHOUSE_READER_PASSWORD=READER_PASSWORD,
+            APEX_WAREHOUSE_MAX_MEMORY_BYTES="1500000000",
+        )
         with self.log.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "apex_pipelines.platform.warehouse",
@@ -74,7 +80,8 @@ class Front:
             params["query"] = query
         elif query is not None:
             options["content"] = query.encode()
-        return httpx.request(method, self.url, params=params, auth=auth, timeout=60, **options)
+        # Without a TLS context, which costs more than the request.
+        return httpx.request(method, self.url, params=params, auth=auth, timeout=60, verify=False, **options)
 
     def value(self, query: str, **options: Any) -> str:
         """The result of a query that must succeed, without its last line break."""

@@ -178,6 +178,89 @@ def test_a_body_beyond_the_query_size_is_refused(front: Front) -> None:
     assert len(front.value("select '" + "x" * 300_000 + "'", params={"max_query_size": "1000000"})) == 300_000
 
 
+def test_an_error_that_quotes_bytes_which_are_no_text_is_still_clickhouses(front: Front) -> None:
+    front.value("create or replace table numbers_only (a Int8) engine = Memory")
+    response = front.request("insert into numbers_only format TSV", content=b"\xff\xfe\n")
+    assert (response.status_code, response.headers["X-ClickHouse-Exception-Code"]) == (400, "27")
+    assert front.value("select hex({s:String})", params={"param_s": "\xff"}) == "C3BF"
+
+
+# -- while it runs ---------------------------------------------------------------------------------
+
+SLOW = (
+    "select sleepEachRow(0.05), number, throwIf(number = {fails}) "
+    "from numbers(20) settings max_block_size = 1"
+)
+
+
+def test_progress_is_told_in_headers_while_a_query_runs(front: Front) -> None:
+    params = {"send_progress_in_http_headers": 1, "http_headers_progress_interval_ms": 50}
+    response = front.request(SLOW.format(fails=-1), params=params)
+    steps = [
+        json.loads(value) for name, value in response.headers.multi_items() if name == "x-clickhouse-progress"
+    ]
+    read = [int(step["read_rows"]) for step in steps]
+    assert len(read) > 5
+    assert read == sorted(read)
+    assert {step["total_rows_to_read"] for step in steps} == {"20"}
+    assert summary(response)["read_rows"] == response.text.count("\n") == 20
+    assert response.headers["X-ClickHouse-Format"] == "TabSeparated"
+
+
+def test_a_query_that_fails_after_progress_was_told_names_its_error_under_status_200(front: Front) -> None:
+    response = front.request(SLOW.format(fails=10), params={"send_progress_in_http_headers": 1})
+    assert (response.status_code, response.headers["X-ClickHouse-Exception-Code"]) == (200, "395")
+    assert response.text.startswith("Code: 395.")
+
+
+def test_native_blocks_come_as_they_are_made_and_an_error_after_them(front: Front) -> None:
+    arrived: list[float] = []
+    query = SLOW.format(fails=15) + " format Native"
+    began = time.monotonic()
+    auth = ("default", PASSWORD)
+    plain = {"Accept-Encoding": "identity"}  # an encoder holds small pieces back
+    with httpx.stream("POST", front.url, content=query, auth=auth, headers=plain, timeout=60) as response:
+        assert response.status_code == 200
+        tag = response.headers["X-ClickHouse-Exception-Tag"].encode()
+        body = b""
+        for piece in response.iter_raw():
+            arrived.append(time.monotonic() - began)
+            body += piece
+    assert len(arrived) > 3
+    assert arrived[0] < 0.7
+    assert body.endswith(b" %s\r\n__exception__\r\n" % tag)
+
+
+def test_a_statement_of_any_kind_says_what_it_did(front: Front) -> None:
+    front.value("create or replace table counted (a UInt64) engine = MergeTree order by a")
+    response = front.request("insert into counted select number from numbers(1000)")
+    assert summary(response)["written_rows"] == 1000
+    response = front.request("select * from counted format Null")
+    assert summary(response)["read_rows"] == 1000
+
+
+def test_the_query_log_has_what_clients_sent_and_is_kept_over_a_restart(own_front: Front) -> None:
+    text = " -- mine\n  select 42 settings log_comment = 'kept'"
+    for format_name in ("Native", "CSV"):
+        params = {"query_id": f"mine-{format_name}", "default_format": format_name}
+        assert own_front.request(text, params=params).status_code == 200
+    own_front.value("system flush logs")
+    own_front.stop()
+    own_front.start()
+    rows = own_front.value(
+        "select query_id, initial_query_id, query, has(mapKeys(Settings), 'stream_like_engine_insert_queue') "
+        "from system.query_log where type = 'QueryFinish' and log_comment = 'kept' "
+        "order by query_id format JSONCompactEachRow"
+    )
+    found = [json.loads(row) for row in rows.splitlines()]
+    assert [row[0] for row in found] == [row[1] for row in found] == ["mine-CSV", "mine-Native"]
+    assert all(row[2].startswith(text) and "/dev/fd" not in row[2] and row[3] == 0 for row in found)
+    definition = own_front.value(
+        "select create_table_query from system.tables where database = 'engine_logs'"
+    )
+    assert "toIntervalDay(14)" in definition
+
+
 # -- sessions --------------------------------------------------------------------------------------
 
 
@@ -209,7 +292,7 @@ def test_a_session_ends(front: Front) -> None:
     front.value("create temporary table gone (a Int8)", params=short)
     time.sleep(1.5)
     response = front.request("select 1", params=short | {"session_check": "1"})
-    assert (response.status_code, response.headers["X-ClickHouse-Exception-Code"]) == (404, "372")
+    assert (response.status_code, response.headers["X-ClickHouse-Exception-Code"]) == (500, "372")
     response = front.request("select 1", params=short | {"session_timeout": "5000"})
     assert response.headers["X-ClickHouse-Exception-Code"] == "374"
 

@@ -4,13 +4,15 @@ One process holds the data folder and serves it, so that any ClickHouse client w
 
 | module | what is in it |
 |---|---|
-| `server` | the process: lock, socket, signals |
+| `server`, `http1` | the process: lock, socket, threads, signals; HTTP/1.1 on a socket |
 | `app`, `response` | from a request to its answer |
 | `request`, `multipart`, `sessions` | reading requests; connections that clients keep |
+| `access` | users, and what the read-only one must not name |
 | `lexer`, `sql` | the little grammar that serving needs |
-| `execution` | one query in its thread |
-| `engine` | chDB: configuration, connections, pipes |
-| `encodings`, `formats`, `errors` | compression, content types, exceptions and their statuses |
+| `execution` | one query on its connection |
+| `engine`, `configuration`, `query_log` | chDB: connections, pipes; what it is told; its log |
+| `native` | blocks in the form of a client's protocol revision |
+| `encodings`, `blocks`, `formats`, `errors` | compression, content types, exceptions and their statuses |
 | `lock` | one process a folder |
 """
 

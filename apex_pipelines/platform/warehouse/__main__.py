@@ -7,6 +7,7 @@ import sys
 
 from apex_pipelines.platform.logging import configure_logging
 from apex_pipelines.platform.warehouse import PortInUse, WarehouseLocked, serve
+from apex_pipelines.platform.warehouse.errors import QueryError
 from apex_pipelines.settings import Settings
 
 
@@ -21,7 +22,7 @@ def main() -> int:
     configure_logging(settings.log_level, settings.log_format)
     try:
         serve(settings, arguments.host, arguments.port)
-    except (PortInUse, WarehouseLocked, ValueError) as error:
+    except (PortInUse, WarehouseLocked, ValueError, OSError, QueryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

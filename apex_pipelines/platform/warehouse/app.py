@@ -1,44 +1,69 @@
-"""ClickHouse's HTTP interface as an ASGI application.
+"""ClickHouse's HTTP interface: from a request to its answer.
 
-Belongs here: from a request to its answer. Does not belong here: sockets and signals (`server`), what runs in
-threads (`execution`), reading requests (`request`), how an answer looks (`response`).
+Belongs here: what is asked, whether it may run, and how its result gets to the client. Does not belong here:
+sockets and signals (`server`, `http1`), the engine (`execution`), reading requests (`request`), how an answer
+looks (`response`).
+
+A request lives in the thread of its connection. What runs an insert is that thread, because it reads the
+data; any other statement runs in a worker while the connection's thread forwards its result, says how far it
+is, and notices when the client goes away.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO
 
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.platform.warehouse import sql
+from apex_pipelines.platform.warehouse.access import ReadOnlyGuard, User, authenticate
 from apex_pipelines.platform.warehouse.engine import Engine, Progress
 from apex_pipelines.platform.warehouse.errors import QueryError, exception_tag, mid_stream_exception
 from apex_pipelines.platform.warehouse.execution import Query, ResultPipe
+from apex_pipelines.platform.warehouse.http1 import ClientGone, Head, HttpConnection
 from apex_pipelines.platform.warehouse.multipart import Form, is_multipart, read_form
-from apex_pipelines.platform.warehouse.request import (
-    Body,
-    ClientGone,
-    Receive,
-    Request,
-    authenticate,
-    external_table,
-)
-from apex_pipelines.platform.warehouse.response import Answer, Send, plain_answer
-from apex_pipelines.platform.warehouse.sessions import Session, SessionStore, timeout_seconds
+from apex_pipelines.platform.warehouse.request import Body, Request, external_table, is_small_number
+from apex_pipelines.platform.warehouse.response import Answer, plain_answer
+from apex_pipelines.platform.warehouse.sessions import SessionStore, timeout_seconds
 
 log = get_logger(__name__)
-T = TypeVar("T")
 
 MAX_RUNNING = 64
 # A result up to this size is answered whole, with its summary, and with the right status when it fails.
 BUFFER_BYTES = 1 << 20
-# A result that grows slowly is not held back longer than this.
+# A result that grows slowly is not held back longer than this after its first bytes.
 BUFFER_SECONDS = 0.5
+# With wait_end_of_query, a result beyond this size waits on disk.
+SPOOL_BYTES = 16 << 20
+DEFAULT_PROGRESS_MS = 100
 DEFAULT_MAX_QUERY_SIZE = 262_144
+
+_Running = Future[tuple[bytes, Progress]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take.
+
+    Attributes
+    ----------
+    body_bytes : int
+        Largest request body, as it travels.
+    min_free_bytes : int
+        With less free disk than this, nothing is written any more.
+    """
+
+    body_bytes: int
+    min_free_bytes: int
 
 
 class WarehouseApp:
@@ -46,238 +71,298 @@ class WarehouseApp:
 
     Parameters
     ----------
-    passwords : mapping of str to str
-        User to password.
-    max_body_bytes : int
-        Largest request body, in bytes as they travel.
+    users : iterable of User
+        Who may ask.
     folder : Path
-        Where external data is spooled that is too large to be held.
+        The data folder, whose disk is watched.
+    spool_folder : Path
+        Where results and external data wait that are too large to be held.
     """
 
     def __init__(
-        self, engine: Engine, passwords: Mapping[str, str], max_body_bytes: int, folder: Path
+        self, engine: Engine, users: Iterable[User], limits: Limits, folder: Path, spool_folder: Path
     ) -> None:
         self._engine = engine
-        self._passwords = passwords
-        self._max_body_bytes = max_body_bytes
+        self._users = tuple(users)
+        self._limits = limits
         self._folder = folder
-        # A query that streams needs two threads, one that runs it and one that reads what it writes; a few
-        # more cancel queries and close sessions.
-        self._pool = ThreadPoolExecutor(2 * MAX_RUNNING + 8, thread_name_prefix="warehouse")
-        self._sessions = SessionStore(self._close_session)
+        self._spool_folder = spool_folder
+        self._guard = ReadOnlyGuard(
+            engine.table_functions(), engine.reaching_functions(), engine.text_settings()
+        )
+        self._pool = ThreadPoolExecutor(MAX_RUNNING, thread_name_prefix="query")
+        self._lock = threading.Lock()
         self._running: set[str] = set()
+        self.sessions = SessionStore()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        request = Request.from_scope(scope)
+    def handle(self, connection: HttpConnection, head: Head) -> None:
+        """Answer one request.
+
+        Raises
+        ------
+        ClientGone
+            When nobody is there to be answered.
+        """
+        request = Request.from_head(head)
         if request.method == "OPTIONS":
-            await plain_answer(send, 204, "", allow="OPTIONS, GET, HEAD, POST")
-        elif request.path in ("/ping", "/replicas_status") or request.is_greeting:
-            await plain_answer(send, 200, "Ok.\n")
+            plain_answer(connection, 204, "", Allow="OPTIONS, GET, HEAD, POST")
+        elif request.method not in ("GET", "HEAD", "POST"):
+            plain_answer(connection, 501, f"Method {request.method} is not supported\n")
+        elif request.path == "/ping" or request.is_greeting:
+            plain_answer(connection, 200, "Ok.\n")
+        elif request.path == "/replicas_status":
+            # A server answers 503 here when it can't be relied on for reading and writing.
+            full = self._disk_full()
+            plain_answer(connection, 503 if full else 200, full or "Ok.\n")
         elif request.path != "/":
             text = f"There is no handle {request.path}\n\nUse / or /ping for health checks.\n"
-            await plain_answer(send, 404, text)
+            plain_answer(connection, 404, text)
         else:
-            await self._serve_query(request, receive, send)
+            self._serve_query(connection, request)
 
-    async def close(self, limit_seconds: float) -> bool:
-        """Cancel what still runs, close sessions and threads; False when a query outlived the limit."""
-        if self._running:
-            log.warning("cancelling queries that did not end in time", queries=sorted(self._running))
-            await self._kill(*self._running)
-        deadline = asyncio.get_running_loop().time() + limit_seconds
-        while self._running and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
-        if self._running:
-            return False
-        for session in self._sessions.drain():
-            self._close_session(session)
+    def idle_within(self, seconds: float) -> bool:
+        """Wait for running queries to end; False when one takes longer."""
+        deadline = time.monotonic() + seconds
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self._running
+
+    def cancel_all(self) -> None:
+        """Ask the engine to end what runs."""
+        queries = sorted(self._running)
+        log.warning("cancelling queries that did not end in time", queries=queries)
+        self._engine.kill(queries)
+
+    def close(self) -> None:
+        """Free what is held, when nothing runs any more."""
         self._pool.shutdown(wait=True)
-        return True
+        self.sessions.close()
 
-    async def _in_thread(
-        self, function: Callable[..., T], *arguments: Any, on_cancel: Callable[[], None] | None = None
-    ) -> T:
-        """Run in a thread; when cancelled, still wait for the thread, which `on_cancel` tells to hurry."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    def _disk_full(self) -> str:
+        """What to say when there is too little disk left to write; empty when there is enough."""
+        free = shutil.disk_usage(self._folder).free
+        if free >= self._limits.min_free_bytes:
+            return ""
+        return (
+            f"Not enough space: {free} bytes are free on the disk of {self._folder}, and "
+            f"{self._limits.min_free_bytes} are kept (APEX_WAREHOUSE_MIN_FREE_BYTES). Reading goes on.\n"
+        )
+
+    # -- one query ----------------------------------------------------------------------------------------
+
+    def _serve_query(self, connection: HttpConnection, request: Request) -> None:
+        answer = Answer(request, connection, self._engine)
         try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if on_cancel is not None:
-                on_cancel()
-            with suppress(QueryError, ClientGone):
-                await future
-            raise
-
-    async def _kill(self, *query_ids: str) -> None:
-        with suppress(QueryError):
-            await self._in_thread(self._engine.kill, query_ids)
-
-    def _close_session(self, session: Session) -> None:
-        if session.connection is not None:
-            self._pool.submit(session.connection.close)
-
-    async def _serve_query(self, request: Request, receive: Receive, send: Send) -> None:
-        """Admit a query, run it, answer; and free its session and id before the answer ends."""
-        answer = Answer(request, send, self._engine)
-        session = None
-        try:
-            user = authenticate(request, self._passwords)
-            seconds = timeout_seconds(request.params.get("session_timeout"))
-            self._admit(request)
-            session_id = request.params.get("session_id")
-            if session_id:
-                session = self._sessions.acquire(user, session_id, must_exist=request.flag("session_check"))
+            user = authenticate(request, self._users)
+            request.check_role()
+            with self._admitted(request):
+                self._run(request, user, connection, answer)
         except QueryError as error:
-            await answer.fail(error)
-            await answer.release()
-            return
-        self._running.add(request.query_id)
-        try:
-            body = Body(request, receive, self._max_body_bytes)
-            await self._run(Query(self._engine, request, session), body, receive, answer)
-        except QueryError as error:
-            await answer.fail(error)
+            answer.fail(error)
         except ClientGone:
             log.info("client went away", query_id=request.query_id)
-            return
+            raise
+        # The session and the id are free again before the client has read the last of its answer.
+        answer.release()
+
+    @contextmanager
+    def _admitted(self, request: Request) -> Iterator[None]:
+        with self._lock:
+            if request.query_id in self._running:
+                raise QueryError(
+                    "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
+                    f"Query with id = {request.query_id} is already running.",
+                )
+            if len(self._running) >= MAX_RUNNING:
+                raise QueryError(
+                    "TOO_MANY_SIMULTANEOUS_QUERIES", f"Too many simultaneous queries. Maximum: {MAX_RUNNING}"
+                )
+            self._running.add(request.query_id)
+        try:
+            yield
         finally:
             self._running.discard(request.query_id)
-            if session is not None:
-                close = request.flag("close_session")
-                self._sessions.release(user, session, seconds, close=close)
-        await answer.release()
 
-    def _admit(self, request: Request) -> None:
-        if request.flag("compress") or request.flag("decompress"):
-            raise QueryError(
-                "NOT_IMPLEMENTED",
-                "compress=1 and decompress=1 (ClickHouse's own block format) are not supported here; use "
-                "Content-Encoding, and Accept-Encoding with enable_http_compression=1",
-            )
-        if request.query_id in self._running:
-            raise QueryError(
-                "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
-                f"Query with id = {request.query_id} is already running.",
-            )
-        if len(self._running) >= MAX_RUNNING:
-            raise QueryError(
-                "TOO_MANY_SIMULTANEOUS_QUERIES", f"Too many simultaneous queries. Maximum: {MAX_RUNNING}"
-            )
+    def _run(self, request: Request, user: User, connection: HttpConnection, answer: Answer) -> None:
+        seconds = timeout_seconds(request.params.get("session_timeout"))
+        body = Body(request, connection, self._limits.body_bytes)
+        with (
+            nullcontext()
+            if not is_multipart(request)
+            else read_form(request, body, self._spool_folder) as form
+        ):
+            query = Query(self._engine, self._guard, request, user)
+            if isinstance(form, Form):
+                query.request = request = request.with_form(form.fields, form.files)
+                query.tables = [external_table(request, *item) for item in form.files.items()]
+            session_id = request.params.get("session_id")
+            if not session_id:
+                self._run_statement(query, body, connection, answer)
+                return
+            with self.sessions.reserved(
+                user.name,
+                session_id,
+                seconds,
+                must_exist=request.flag("session_check"),
+                close=request.flag("close_session"),
+            ) as session:
+                # A read-only connection can't be given back as it was, and has nothing to be kept.
+                query.session = None if user.read_only else session
+                self._run_statement(query, body, connection, answer)
 
-    async def _run(self, query: Query, body: Body, receive: Receive, answer: Answer) -> None:
-        form: Form | None = None
-        if is_multipart(query.request):
-            form = await read_form(query.request, body, self._folder)
+    def _run_statement(self, query: Query, body: Body, connection: HttpConnection, answer: Answer) -> None:
+        statement, begun = _read_statement(query.request, body)
+        self._refuse(query, statement)
+        if statement.kind in (sql.Kind.INSERT, sql.Kind.INSERT_FROM_INPUT):
+            run = query.insert if statement.kind is sql.Kind.INSERT else query.insert_from_input
+            answer.done(run(statement, begun, body))
+            return
+        pipe = ResultPipe()
+        running = self._pool.submit(query.run_into, pipe.write_end, statement)
         try:
-            if form is not None:
-                query.request = query.request.with_form(form.fields, form.files)
-                query.tables = [external_table(query.request, *item) for item in form.files.items()]
-            await self._run_statement(query, body, receive, answer)
+            _Relay(query, statement, pipe, running, connection, answer, self._spool_folder).run()
         finally:
-            if form is not None:
-                form.close()
+            pipe.close()
+            self._cancel(query.request.query_id, running)
 
-    async def _run_statement(self, query: Query, body: Body, receive: Receive, answer: Answer) -> None:
-        statement, begun = await _read_statement(query.request, body)
+    def _refuse(self, query: Query, statement: sql.Statement) -> None:
+        """Stop what may not run, before any of its data is read."""
+        if query.user.read_only and statement.kind is not sql.Kind.ROWS:
+            raise QueryError(
+                "READONLY", f"Cannot execute query in readonly mode: {query.user.name} only reads."
+            )
         if query.request.method in ("GET", "HEAD") and statement.modifies:
             raise QueryError(
                 "READONLY",
                 "Cannot execute query in readonly mode. For queries over HTTP, method GET implies readonly. "
                 "You should use method POST for modifying queries.",
             )
-        if statement.kind in (sql.Kind.INSERT, sql.Kind.INSERT_FROM_INPUT):
-            run = query.insert if statement.kind is sql.Kind.INSERT else query.insert_from_input
-            progress = await self._in_thread(run, statement, begun, body, on_cancel=body.abort)
-            await answer.done(progress)
-        elif statement.kind is sql.Kind.COMMAND:
-            async with self._watching(query, receive):
-                result, progress = await self._in_thread(query.command, statement)
-            if result or statement.answers:
-                await answer.whole(statement.format or query.request.default_format, result, progress)
-            else:
-                await answer.done(progress)
-        else:
-            await self._run_rows(query, statement, receive, answer)
+        if statement.writes and (full := self._disk_full()):
+            raise QueryError("NOT_ENOUGH_SPACE", full.strip())
 
-    async def _run_rows(
-        self, query: Query, statement: sql.Statement, receive: Receive, answer: Answer
-    ) -> None:
-        format_name = statement.format or query.request.default_format
-        pipe = ResultPipe()
-        running = asyncio.ensure_future(self._in_thread(query.rows, statement, pipe.write_end))
-        try:
-            async with self._watching(query, receive) as watch:
-                buffered, ended = await self._read_first(pipe, query.request)
-                if ended:
-                    await answer.whole(format_name, buffered, await running)
-                else:
-                    await self._stream(answer, format_name, buffered, pipe, running, watch)
-        finally:
-            if not running.done():
-                # Nobody reads any more: cancel the query, and let go of a writer that waits for a reader.
-                await self._kill(query.request.query_id)
-            self._pool.submit(pipe.close)
+    def _cancel(self, query_id: str, running: _Running) -> None:
+        """Wait for a worker to end; one whose result nobody reads any more is told to, until it does."""
+        while not running.done():
             with suppress(QueryError):
-                await running
+                self._engine.kill([query_id])
+            wait_for([running], timeout=0.25)
 
-    async def _read_first(self, pipe: ResultPipe, request: Request) -> tuple[bytes, bool]:
-        """The beginning of the result, and whether it is all of it."""
-        buffered = bytearray()
-        clock = asyncio.get_running_loop().time
-        started: float | None = None
-        wait = request.flag("wait_end_of_query")
-        while piece := await self._in_thread(pipe.read):
-            buffered += piece
-            started = started or clock()
-            if not wait and (len(buffered) >= BUFFER_BYTES or clock() - started > BUFFER_SECONDS):
-                return bytes(buffered), False
-        return bytes(buffered), True
 
-    async def _stream(
+class _Relay:
+    """Forwards a running statement's result to the client."""
+
+    def __init__(
         self,
-        answer: Answer,
-        format_name: str,
-        buffered: bytes,
+        query: Query,
+        statement: sql.Statement,
         pipe: ResultPipe,
-        running: asyncio.Future[Progress],
-        watch: _Watch,
+        running: _Running,
+        connection: HttpConnection,
+        answer: Answer,
+        spool_folder: Path,
     ) -> None:
-        """Send a result that is too large to be held, as it comes."""
+        self._query = query
+        self._statement = statement
+        self._pipe = pipe
+        self._running = running
+        self._connection = connection
+        self._answer = answer
+        self._spool_folder = spool_folder
+        self._format = statement.format or query.request.default_format
+        self._wait_for_end = query.request.flag("wait_end_of_query")
+        self._progress_seconds = _progress_seconds(query.request)
+
+    def run(self) -> None:
+        """Forward until the statement has ended.
+
+        Raises
+        ------
+        QueryError
+            When it fails and nothing of its result was sent.
+        ClientGone
+            When the client is gone.
+        """
+        with self._read_first() as (buffered, ended):
+            if not ended:
+                self._stream(buffered.read())
+                return
+            result, progress = self._running.result()
+            if self._statement.kind is sql.Kind.ROWS:
+                small = buffered.tell() <= BUFFER_BYTES
+                buffered.seek(0)
+                self._answer.whole(self._format, buffered.read() if small else buffered, progress)
+            elif result or self._statement.answers:
+                self._answer.whole(self._format, result, progress)
+            else:
+                self._answer.done(progress)
+
+    @contextmanager
+    def _read_first(self) -> Iterator[tuple[IO[bytes], bool]]:
+        """The beginning of the result, and whether it is all."""
+        deadline: float | None = None
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self._spool_folder)) as buffered:
+            while True:
+                if not self._await_more(deadline):
+                    break
+                piece = self._pipe.read()
+                if not piece:
+                    yield buffered, True
+                    return
+                buffered.write(piece)
+                if self._wait_for_end:
+                    continue
+                if deadline is None:
+                    deadline = time.monotonic() + BUFFER_SECONDS
+                if buffered.tell() >= BUFFER_BYTES:
+                    break
+            buffered.seek(0)
+            yield buffered, False
+
+    def _await_more(self, deadline: float | None) -> bool:
+        """Wait until there is something to read, saying how far the query is; False at the deadline."""
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            step = self._progress_seconds
+            seconds = step if left is None else left if step is None else min(left, step)
+            if self._connection.wait(self._pipe.read_end, seconds):
+                return True
+            if left is not None and left <= (step or 0.0):
+                return False
+            if step is not None:
+                self._answer.progress(self._query.live)
+
+    def _stream(self, buffered: bytes) -> None:
+        """Send a result that is too large or too slow to be held, as it comes."""
         tag = exception_tag()
-        encode = await answer.start(format_name, tag)
-        piece: bytes | None = await self._in_thread(encode.feed, buffered)
-
-        def next_piece() -> bytes | None:
-            plain = pipe.read()
-            return encode.feed(plain) if plain else None
-
-        while piece is not None:
-            await answer.send_piece(piece)
-            if watch.gone:
-                raise ClientGone
-            piece = await self._in_thread(next_piece)
+        encoder = self._answer.start(self._format, tag, self._query.live)
+        self._answer.send_piece(encoder.feed(buffered))
+        while self._connection.wait(self._pipe.read_end, None) and (piece := self._pipe.read()):
+            self._answer.send_piece(encoder.feed(piece))
         last = b""
         try:
-            await running
+            self._running.result()
         except QueryError as error:
-            last = encode.feed(mid_stream_exception(answer.with_version(error), tag))
-        await answer.end(last + encode.finish())
-
-    def _watching(self, query: Query, receive: Receive) -> _Watch:
-        return _Watch(receive, lambda: self._kill(query.request.query_id))
+            last = encoder.feed(mid_stream_exception(self._answer.with_version(error), tag))
+        self._answer.end(last + encoder.finish())
 
 
-async def _read_statement(request: Request, body: Body) -> tuple[sql.Statement, bytes]:
+def _progress_seconds(request: Request) -> float | None:
+    """How often progress is to be told in headers; None for never."""
+    if not request.flag("send_progress_in_http_headers"):
+        return None
+    wanted = request.params.get("http_headers_progress_interval_ms", "")
+    return ((int(wanted) if is_small_number(wanted) else 0) or DEFAULT_PROGRESS_MS) / 1000
+
+
+def _read_statement(request: Request, body: Body) -> tuple[sql.Statement, bytes]:
     """The statement, from URL and body together, and what of an insert's data was read along with it."""
     text = request.params.get("query", "").encode("utf-8", "surrogateescape")
     if text:
         text += b"\n"
     wanted = request.params.get("max_query_size", "")
-    limit = int(wanted) if wanted.isdecimal() and int(wanted) else DEFAULT_MAX_QUERY_SIZE
+    limit = (int(wanted) if is_small_number(wanted) else 0) or DEFAULT_MAX_QUERY_SIZE
     while True:
-        piece = await body.next()
+        piece = body.next()
         text += piece or b""
         statement = sql.parse(text, complete=piece is None)
         if statement is not None and statement.data_start:
@@ -290,31 +375,3 @@ async def _read_statement(request: Request, body: Body) -> tuple[sql.Statement, 
             )
         if statement is not None:
             return statement, b""
-
-
-class _Watch:
-    """Watches for the client going away while its query runs, and has it cancelled then.
-
-    To be entered when the body has been received whole.
-    """
-
-    def __init__(self, receive: Receive, cancel: Callable[[], Any]) -> None:
-        self._receive = receive
-        self._cancel = cancel
-        self.gone = False
-
-    async def __aenter__(self) -> _Watch:
-        self._task = asyncio.create_task(self._watch())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if not self.gone:
-            self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        await self._cancel()

@@ -1,4 +1,4 @@
-"""The embedded engine: its configuration, its connections, and what is run on one of them.
+"""The embedded engine: its connections, and what is run on one of them.
 
 Belongs here: everything that touches chDB. Does not belong here: HTTP.
 
@@ -14,13 +14,17 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from typing import IO, Any
 
+from apex_pipelines.platform.warehouse import configuration
 from apex_pipelines.platform.warehouse.errors import QueryError
 from apex_pipelines.platform.warehouse.lexer import identifier, string_literal
 from apex_pipelines.platform.warehouse.sql import Statement
@@ -31,45 +35,7 @@ from apex_pipelines.settings import Settings
 # query is found again.
 QUERY_ID_SETTING = "stream_like_engine_insert_queue"
 
-# What every connection starts with; a request can say otherwise.
-_CONNECTION_SETTINGS = {
-    "async_insert": "0",  # acknowledge only what is on disk
-    # As on a server; the embedded engine has them the other way round.
-    "implicit_select": "0",
-    "allow_introspection_functions": "0",
-    # An insert becomes one part of a million rows, or of this size when its rows are wide: without a limit in
-    # bytes, a million rows of a kilobyte would be held in memory at once.
-    "max_insert_block_size_bytes": "134217728",
-    "min_insert_block_size_bytes": "134217728",
-    # On few cores this costs several times the memory and gains nothing.
-    "output_format_parallel_formatting": "0",
-}
-
 _SETTING_NAME = re.compile(r"[\w$]+")
-
-_CONFIG = """<clickhouse>
-  <!-- Written at each start; edits are lost. -->
-  <max_server_memory_usage>{memory}</max_server_memory_usage>
-  <mark_cache_size>{cache}</mark_cache_size>
-  <uncompressed_cache_size>0</uncompressed_cache_size>
-  <background_pool_size>2</background_pool_size>
-  <background_schedule_pool_size>4</background_schedule_pool_size>
-  <!-- Who asks right after a start must find every table, not only those that are loaded by then. -->
-  <async_load_databases>false</async_load_databases>
-  <merge_tree>
-    <!-- An acknowledged insert is on disk: the part's files, and the folder's entry for it. -->
-    <fsync_after_insert>1</fsync_after_insert>
-    <fsync_part_directory>1</fsync_part_directory>
-  </merge_tree>
-  <query_log>
-    <database>system</database>
-    <table>query_log</table>
-    <partition_by>toYYYYMM(event_date)</partition_by>
-    <ttl>event_date + interval 14 day delete</ttl>
-    <flush_interval_milliseconds>7500</flush_interval_milliseconds>
-  </query_log>
-</clickhouse>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +44,7 @@ class Progress:
 
     read_rows: int = 0
     read_bytes: int = 0
+    total_rows_to_read: int = 0
     written_rows: int = 0
     written_bytes: int = 0
     result_rows: int = 0
@@ -147,6 +114,52 @@ class Connection:
             raise QueryError.from_engine(error) from error
         return result.bytes(), _progress(result, started)
 
+    def watch(self, callback: Callable[[Mapping[str, int]], None]) -> None:
+        """Have `callback` told, a few times a second, how far the statement has come that runs here."""
+        self._raw.set_progress_callback(callback)
+
+    def canonical(self, text: bytes) -> bytes:
+        """A statement as the engine itself would write it: one way to quote, no comments, plain blanks."""
+        literal = b"'" + text.replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
+        try:
+            return self.query(b"SELECT formatQuerySingleLine(" + literal + b") FORMAT RawBLOB")[0]
+        except QueryError as error:
+            message = error.message.split(": In scope SELECT formatQuerySingleLine")[0]
+            raise QueryError(error.name, "", code=error.code, message=f"{message} ({error.name})") from error
+
+    def stream_into(
+        self, write_end: int, text: bytes, format_name: str, revise: Callable[[bytes], bytes] | None = None
+    ) -> Progress:
+        """Run `text` with every block of its result written to a pipe as soon as it is there.
+
+        For formats in which the results of two blocks, one after the other, are the result of both. `revise`
+        may give a block another form.
+        """
+        started = time.perf_counter_ns()
+        rows = size = read_rows = read_bytes = 0
+        try:
+            with self._raw.send_query(text, format_name) as stream:
+                for block in stream:
+                    data = block.bytes()
+                    write_all(write_end, revise(data) if revise else data)
+                    rows += int(block.rows_read())
+                    size += int(block.bytes_read())
+                    read_rows += int(block.storage_rows_read())
+                    read_bytes += int(block.storage_bytes_read())
+        except BrokenPipeError as error:
+            raise QueryError("QUERY_WAS_CANCELLED", "Query was cancelled: nobody reads its result") from error
+        except QueryError:
+            raise
+        except Exception as error:
+            raise QueryError.from_engine(error) from error
+        return Progress(
+            read_rows,
+            read_bytes,
+            result_rows=rows,
+            result_bytes=size,
+            elapsed_ns=time.perf_counter_ns() - started,
+        )
+
     def query_into(self, write_end: int, statement: Statement, default_format: str) -> Progress:
         """Run a statement with its result written to a pipe.
 
@@ -158,46 +171,65 @@ class Connection:
 
     def create_temporary(self, name: str, structure: str) -> None:
         """Make a temporary table, which lives as long as the connection."""
-        columns = structure.encode("utf-8", "surrogateescape")
-        self.query(b"CREATE TEMPORARY TABLE " + identifier(name) + b" (" + columns + b")")
+        # The structure is the client's word: inside a literal it can't become anything else.
+        columns = string_literal(structure)
+        self.query(
+            b"CREATE TEMPORARY TABLE " + identifier(name) + b" AS SELECT * FROM null(" + columns + b")"
+        )
 
-    def insert(self, text: bytes, format_name: str) -> Insert:
-        """Begin a streamed insert; `text` has neither FORMAT nor data."""
-        started = time.perf_counter_ns()
-        try:
-            return Insert(self._raw.send_insert(text, format_name), started)
-        except Exception as error:
-            raise QueryError.from_engine(error) from error
+    def insert(self, statement: Statement, kill: Callable[[], bool]) -> Insert:
+        """Begin a streamed insert; `kill` asks the engine to cancel it and says whether it was found."""
+        return Insert(self, statement, kill)
 
 
 class Insert:
-    """An insert whose data is being pushed in; blocks for as long as the engine needs to take it."""
+    """An insert whose data is being pushed in through a pipe; waits as long as the engine takes to read it.
 
-    def __init__(self, raw: Any, started: int) -> None:
-        self._raw = raw
-        self._started = started
+    Not chDB's own streamed insert: that one answers with success when the table refuses a block, be it for
+    a full disk, a constraint or a view's exception.
+    """
+
+    def __init__(self, connection: Connection, statement: Statement, kill: Callable[[], bool]) -> None:
+        self._kill = kill
+        read_end, self._write_end = open_pipe()
+        self._done: Future[Progress] = Future()
+
+        def run() -> None:
+            try:
+                self._done.set_result(connection.query(statement.from_file(f"/dev/fd/{read_end}"))[1])
+            except QueryError as error:
+                self._done.set_exception(error)
+            finally:
+                os.close(read_end)  # who still writes gets a broken pipe
+
+        threading.Thread(target=run, name="insert").start()
 
     def append(self, data: bytes) -> None:
         try:
-            self._raw.append(data)
-        except Exception as error:
-            raise QueryError.from_engine(error) from error
+            write_all(self._write_end, data)
+        except BrokenPipeError:
+            # Says what is wrong. If nothing is, the format has an end, and what comes behind it is no data.
+            self._done.result()
 
     def finish(self) -> Progress:
         """Commit; when this returns the rows are on disk."""
-        try:
-            result = self._raw.finish()
-        except Exception as error:
-            raise QueryError.from_engine(error) from error
-        rows, size = int(result.rows_written), int(result.bytes_written)
-        return Progress(rows, size, rows, size, elapsed_ns=time.perf_counter_ns() - self._started)
+        self._close()
+        return self._done.result()
 
     def cancel(self) -> None:
         """Drop what is not yet written; no error when the insert has ended already."""
+        # The pipe's end must not come before the engine knows: it would be the end of the data.
         try:
-            self._raw.cancel()
-        except Exception as error:
-            raise QueryError.from_engine(error) from error
+            while not self._done.done() and not self._kill():
+                time.sleep(0.005)
+        finally:
+            self._close()
+        self._done.exception()
+
+    def _close(self) -> None:
+        end, self._write_end = self._write_end, -1
+        if end >= 0:
+            os.close(end)
 
 
 def _progress(result: Any, started: int) -> Progress:
@@ -227,26 +259,39 @@ class Engine:
         # The engine takes its time zone from the environment and nowhere else.
         os.environ["TZ"] = self.timezone = "UTC"
         time.tzset()
-        config = settings.home_path / "warehouse.xml"
-        config.write_text(
-            _CONFIG.format(
-                memory=settings.warehouse_max_memory_bytes, cache=settings.warehouse_max_memory_bytes // 8
-            )
-        )
-        for path in (settings.warehouse_dir, config):
-            if set(str(path)) & set("?&%#+;"):
-                raise ValueError(f"the warehouse can't live in {str(path)!r}: choose a folder without ?&%#+;")
+        config = configuration.write(settings)
         # Signals belong to the server around the engine, and that must be said before the first connection.
         native: Any = import_module("chdb._chdb")
         native.set_signal_handlers_enabled(0)
         library: Any = import_module("chdb")
         self._open = library.connect
-        options = "&".join(f"{name}={value}" for name, value in _CONNECTION_SETTINGS.items())
+        options = "&".join(f"{name}={value}" for name, value in configuration.CONNECTION_SETTINGS.items())
         self._url = f"{settings.warehouse_dir}?config-file={config}&{options}"
+        # The engine's own database lives in memory; what it left on disk would only be in its way.
+        shutil.rmtree(settings.warehouse_dir / "data" / "system", ignore_errors=True)
         # The engine lives as long as its last connection; this one keeps it alive.
         self._anchor = self.connect()
-        self.version = self._anchor.query(b"SELECT version()")[0].decode().strip()
+        self.version = self._column("SELECT version()")[0]
         self.host = socket.gethostname()
+
+    def table_functions(self) -> list[str]:
+        """Names of all table functions."""
+        return self._column("SELECT name FROM system.table_functions")
+
+    def text_settings(self) -> list[str]:
+        """Names of the settings whose values are free text: paths, addresses, SQL."""
+        return self._column(
+            "SELECT name FROM system.settings WHERE type IN ('String', 'Map', 'URI', 'Dialect')"
+        )
+
+    def reaching_functions(self) -> list[str]:
+        """Names of the scalar functions that read files or ask other hosts."""
+        return self._column(
+            "SELECT name FROM system.functions WHERE name = 'file' OR match(name, '^(ai|AI)[A-Z]')"
+        )
+
+    def _column(self, text: str) -> list[str]:
+        return self._anchor.query(text.encode())[0].decode().split()
 
     def connect(self) -> Connection:
         """A new connection with nothing set but the defaults."""
@@ -255,20 +300,34 @@ class Engine:
         except Exception as error:
             raise QueryError.from_engine(error) from error
 
-    def kill(self, query_ids: Iterable[str]) -> None:
-        """Ask the engine to cancel running queries, by the ids their clients know."""
-        names = b", ".join(string_literal(name) for name in query_ids)
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """A connection for a while."""
         connection = self.connect()
         try:
-            connection.query(
-                b"KILL QUERY WHERE Settings['%s'] IN (%s) ASYNC" % (QUERY_ID_SETTING.encode(), names)
-            )
+            yield connection
         finally:
             connection.close()
+
+    def kill(self, query_ids: Iterable[str]) -> bool:
+        """Ask the engine to cancel running queries, by the ids their clients know."""
+        names = b", ".join(string_literal(name) for name in query_ids)
+        with self.connected() as connection:
+            found, _ = connection.query(
+                b"KILL QUERY WHERE Settings['%s'] IN (%s) ASYNC" % (QUERY_ID_SETTING.encode(), names)
+            )
+        return bool(found)
 
     def close(self) -> None:
         """Close the engine. Every other connection must be closed before."""
         self._anchor.close()
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` to a pipe, waiting for its reader as often as it takes."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def open_pipe() -> tuple[int, int]:

@@ -1,20 +1,20 @@
-"""One query in a worker thread: its connection, its settings, and the three ways to run it.
+"""One query on its connection: its settings, its temporary tables, and the ways to run it.
 
-Belongs here: what blocks. Does not belong here: the event loop, HTTP answers.
+Belongs here: what happens inside the engine for one request. Does not belong here: HTTP answers.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
 from apex_pipelines.platform.warehouse import sql
+from apex_pipelines.platform.warehouse.access import ReadOnlyGuard, User
 from apex_pipelines.platform.warehouse.engine import (
     QUERY_ID_SETTING,
     Connection,
@@ -23,66 +23,112 @@ from apex_pipelines.platform.warehouse.engine import (
     Insert,
     Progress,
     open_pipe,
+    write_all,
 )
 from apex_pipelines.platform.warehouse.errors import QueryError
 from apex_pipelines.platform.warehouse.lexer import identifier, replace_word
+from apex_pipelines.platform.warehouse.native import (
+    RevisedBlocks,
+    described,
+    describing,
+    needs_columns,
+    revise_document,
+)
 from apex_pipelines.platform.warehouse.request import Body, Request
 from apex_pipelines.platform.warehouse.sessions import Session
 
 # Bytes handed to the engine, and taken from it, at a time.
 STEP_BYTES = 1 << 20
+# A server flushes this format after every block, and block after block is how it is written.
+_BLOCKWISE_FORMAT = "native"
+_BLOCKWISE_KEYWORDS = (b"SELECT", b"WITH", b"FROM", b"(")
 
 
 @dataclass(slots=True)
 class Query:
-    """A query on its way: who asked, in which session, on which connection. For one thread at a time."""
+    """A query on its way: who asked, in which session, on which connection.
+
+    Attributes
+    ----------
+    live : mapping of str to int
+        How far the engine has come, by its own names and in its units; replaced as it goes on.
+    """
 
     engine: Engine
+    guard: ReadOnlyGuard
     request: Request
-    session: Session | None
+    user: User
+    session: Session | None = None
     tables: list[ExternalTable] = field(default_factory=list)
+    live: Mapping[str, int] = field(default_factory=dict)
     _current: Connection | None = None
     _restore: list[bytes] = field(default_factory=list)
 
     def insert(self, statement: sql.Statement, begun: bytes, body: Body) -> Progress:
         """Stream `begun` and the rest of the body into an insert; on disk when this returns."""
         try:
-            insert = self._begin().insert(statement.text, statement.input_format)
-            return _push(insert, chain((begun,), body.blocking_pieces()))
+            insert = self._begin(statement).insert(statement, self._kill)
+            return _push(insert, chain((begun,), body.pieces()))
         finally:
             self._end()
 
     def insert_from_input(self, statement: sql.Statement, begun: bytes, body: Body) -> Progress:
         """INSERT ... SELECT ... FROM input(...): a temporary table with the data takes the place of input."""
         name = f"_input_{secrets.token_hex(8)}"
-        pieces = chain((begun,), body.blocking_pieces())
         try:
-            connection = self._begin()
+            connection = self._begin(statement)
+            pieces = chain((begun,), body.pieces())
             self._create_temporary(name, statement.input_structure, statement.input_format, pieces)
             return connection.query(statement.with_input(name))[1]
         finally:
             self._end()
 
-    def command(self, statement: sql.Statement) -> tuple[bytes, Progress]:
-        """Run a statement whose result, if any, is small."""
-        text = statement.text
-        if statement.keyword == b"KILL":
-            text = replace_word(text, b"query_id", b"Settings['%s']" % QUERY_ID_SETTING.encode())
+    def run_into(self, write_end: int, statement: sql.Statement) -> tuple[bytes, Progress]:
+        """Run any other statement; its rows go into a pipe, whose write end is closed at the end.
+
+        Returns
+        -------
+        bytes
+            Result of a statement that is no query and has one, whole: those are small.
+        Progress
+            What the statement did.
+        """
         format_name = statement.format or self.request.default_format
         try:
-            return self._begin().query(text + b" " + statement.tail, format_name)
-        finally:
-            self._end()
-
-    def rows(self, statement: sql.Statement, write_end: int) -> Progress:
-        """Run a statement with its result written to a pipe; the write end is closed at the end."""
-        try:
-            return self._begin().query_into(write_end, statement, self.request.default_format)
+            connection = self._begin(statement)
+            connection.watch(self._note)
+            if format_name.lower() == _BLOCKWISE_FORMAT and statement.answers:
+                return self._native_into(write_end, statement, connection)
+            if statement.kind is sql.Kind.COMMAND:
+                return connection.query(_command_text(statement), format_name)
+            return b"", connection.query_into(write_end, statement, self.request.default_format)
         finally:
             os.close(write_end)
             self._end()
 
-    def _begin(self) -> Connection:
+    def _native_into(
+        self, write_end: int, statement: sql.Statement, connection: Connection
+    ) -> tuple[bytes, Progress]:
+        """Blocks as they are made, in the form of the client's revision; or the one of a short answer."""
+        revision = self.request.native_revision
+        if statement.keyword not in _BLOCKWISE_KEYWORDS:
+            result, progress = connection.query(_command_text(statement), "Native")
+            result = revise_document(revision, result)
+            if statement.kind is sql.Kind.COMMAND:
+                return result, progress
+            write_all(write_end, result)
+            return b"", progress
+        text = statement.as_sent + b" " + statement.tail
+        if not needs_columns(revision):
+            return b"", connection.stream_into(write_end, text, "Native")
+        # Before the stream: another query on its connection would end it.
+        columns = described(connection.query(describing(text), "JSONCompactEachRow")[0])
+        return b"", connection.stream_into(write_end, text, "Native", RevisedBlocks(revision, columns).revise)
+
+    def _note(self, progress: Mapping[str, int]) -> None:
+        self.live = progress
+
+    def _begin(self, statement: sql.Statement) -> Connection:
         """The connection, with the request's settings, parameters, database and external tables on it."""
         request = self.request
         if self.session is None:
@@ -92,21 +138,45 @@ class Query:
                 self.session.connection = self.engine.connect()
             connection = self._current = self.session.connection
             self._restore += connection.snapshot(request.settings, with_database=bool(request.database))
+        settings = self.user.settings(request.settings)
+        if self.user.read_only:
+            self.guard.check_settings(request.settings)
+            self._check(statement)
         connection.apply(
-            {QUERY_ID_SETTING: request.query_id, **request.settings},
-            request.query_parameters,
-            request.database,
+            {**settings, QUERY_ID_SETTING: request.query_id}, request.query_parameters, request.database
         )
         for table in self.tables:
             pieces = iter(partial(table.data.read, STEP_BYTES), b"")
             self._create_temporary(table.name, table.structure, table.format, pieces)
+        if self.user.read_only:
+            connection.query(b"SET readonly = 1")
         return connection
+
+    def _check(self, statement: sql.Statement) -> None:
+        # On a connection of its own: the request's settings could change what the engine says of its query.
+        connection = self.engine.connect()
+        try:
+            connection.apply({"max_query_size": "0"}, {}, None)
+            for table in self.tables:
+                columns = table.structure.encode("utf-8", "surrogateescape")
+                self.guard.check_names(connection.canonical(b"CREATE TABLE t (%s) ENGINE = Null" % columns))
+            self.guard.check(
+                statement,
+                connection.canonical(statement.text + b" " + statement.tail),
+                self.request.query_parameters,
+            )
+        finally:
+            connection.close()
 
     def _create_temporary(self, name: str, structure: str, format_name: str, pieces: Iterable[bytes]) -> None:
         self._restore.append(b"DROP TEMPORARY TABLE IF EXISTS " + identifier(name))
         assert self._current is not None  # noqa: S101 - `_begin` has set it
         self._current.create_temporary(name, structure)
-        _push(self._current.insert(b"INSERT INTO " + identifier(name), format_name), pieces)
+        statement = sql.Statement(sql.Kind.INSERT, b"INSERT INTO " + identifier(name), b"INSERT", format_name)
+        _push(self._current.insert(statement, self._kill), pieces)
+
+    def _kill(self) -> bool:
+        return self.engine.kill([self.request.query_id])
 
     def _end(self) -> None:
         """Undo `_begin`: close the connection, or leave the session as it was before."""
@@ -123,6 +193,13 @@ class Query:
                 self._current.close()
                 self.session.connection = None
                 raise
+
+
+def _command_text(statement: sql.Statement) -> bytes:
+    text = statement.text
+    if statement.keyword == b"KILL":
+        text = replace_word(text, b"query_id", b"Settings['%s']" % QUERY_ID_SETTING.encode())
+    return text + b" " + statement.tail
 
 
 def _push(insert: Insert, pieces: Iterable[bytes]) -> Progress:
@@ -144,24 +221,15 @@ def _push(insert: Insert, pieces: Iterable[bytes]) -> Progress:
 
 
 class ResultPipe:
-    """The pipe through which a result comes.
-
-    The read end can be closed while another thread reads from it: it is closed for good after that read.
-    """
+    """The pipe through which a result comes. The write end is closed by who writes to it."""
 
     def __init__(self) -> None:
-        self._read_end, self.write_end = open_pipe()
-        self._lock = threading.Lock()
-        self._closed = False
+        self.read_end, self.write_end = open_pipe()
 
     def read(self) -> bytes:
         """What there is, at least a byte, at most a step; empty at the end."""
-        with self._lock:
-            return b"" if self._closed else os.read(self._read_end, STEP_BYTES)
+        return os.read(self.read_end, STEP_BYTES)
 
     def close(self) -> None:
         """Stop reading; a writer that is still there is no longer waited for."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._read_end)
+        os.close(self.read_end)

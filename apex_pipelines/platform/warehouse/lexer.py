@@ -13,16 +13,22 @@ from dataclasses import dataclass
 
 _TOKEN = re.compile(
     rb"""
-      (?P<space>[\s\x00]+ | --[^\n]* | \#[ !][^\n]* | /\*.*?\*/)
-    | (?P<string>'[^'\\]*(?:(?:\\.|'')[^'\\]*)*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
-    | (?P<quoted>`[^`\\]*(?:(?:\\.|``)[^`\\]*)*` | "[^"\\]*(?:(?:\\.|"")[^"\\]*)*")
+      (?P<space>(?:[\s\x00]|\xc2\xa0|\xe2\x80[\x80-\x8f\xa8-\xaf]|\xe2\x81[\x9f-\xa0]|\xe3\x80\x80|\xef\xbb\xbf)+
+                | --[^\n]* | \#[ !][^\n]* | //[^\n]*)
+    | (?P<comment>/\*)
+    | (?P<string>'[^'\\]*(?:(?:\\.|'')[^'\\]*)*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+                | \xe2\x80\x98.*?\xe2\x80\x99)
+    | (?P<quoted>`[^`\\]*(?:(?:\\.|``)[^`\\]*)*` | "[^"\\]*(?:(?:\\.|"")[^"\\]*)*"
+                | \xe2\x80\x9c.*?\xe2\x80\x9d)
     | (?P<number>\d[\w.]*)
-    | (?P<word>[A-Za-z_\x80-\xff][\w$\x80-\xff]*)
-    | (?P<open>/\*|['`"])
+    | (?P<word>(?!\xe2\x80[\x98-\x9d])[A-Za-z_\x80-\xff](?:(?!\xe2\x80[\x98-\x9d])[\w$\x80-\xff])*)
+    | (?P<open>['`"]|\xe2\x80[\x98\x9c])
     | (?P<mark>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
+
+_COMMENT_EDGE = re.compile(rb"/\*|\*/")
 
 # What opens a level of nesting, and what closes one.
 NESTING = {b"(": 1, b"[": 1, b"{": 1, b")": -1, b"]": -1, b"}": -1}
@@ -48,10 +54,27 @@ def tokens(text: bytes, start: int = 0) -> Iterator[Token]:
         kind = match.lastgroup if match.lastgroup != "tag" else "string"
         if kind == "space":
             continue
+        if kind == "comment":
+            end = _end_of_comment(text, position)
+            if end is None:
+                yield Token("open", b"/*", match.start(), len(text))
+                return
+            position = end
+            continue
         found = match.group()
         yield Token(kind or "mark", found.upper() if kind == "word" else found, match.start(), position)
         if kind == "open":
             return
+
+
+def _end_of_comment(text: bytes, position: int) -> int | None:
+    """Where the comment ends whose inside begins at `position`; comments nest."""
+    depth = 1
+    for edge in _COMMENT_EDGE.finditer(text, position):
+        depth += 1 if edge.group() == b"/*" else -1
+        if not depth:
+            return edge.end()
+    return None
 
 
 def string_literal(value: str) -> bytes:

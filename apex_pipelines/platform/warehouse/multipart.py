@@ -35,6 +35,12 @@ class Form:
         for file in self.files.values():
             file.close()
 
+    def __enter__(self) -> Form:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class _Reader:
     """Takes the body in pieces of any size and never holds more of a file than a piece."""
@@ -124,7 +130,7 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def read_form(request: Request, body: Body, folder: Path) -> Form:
+def read_form(request: Request, body: Body, folder: Path) -> Form:
     """The whole form of a request; files are spooled below `folder`.
 
     Raises
@@ -137,7 +143,7 @@ async def read_form(request: Request, body: Body, folder: Path) -> Form:
         raise _malformed("the Content-Type names no boundary")
     reader = _Reader((boundary.group(1) or boundary.group(2)).encode("latin-1"), folder)
     try:
-        while (piece := await body.next()) is not None:
+        while (piece := body.next()) is not None:
             reader.feed(piece)
         if not reader.ended:
             raise _malformed("it was cut short")

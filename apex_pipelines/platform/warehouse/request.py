@@ -1,29 +1,24 @@
-"""One HTTP request as ClickHouse's interface understands it: parameters, credentials, body.
+"""One HTTP request as ClickHouse's interface understands it: parameters, external tables, body.
 
-Belongs here: reading a request. Does not belong here: running it, answering it.
+Belongs here: reading a request. Does not belong here: who may ask (`access`), running it, answering it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import hmac
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import IO, Any
-from urllib.parse import parse_qsl
+from typing import IO
+from urllib.parse import parse_qsl, unquote
 
-from apex_pipelines.platform.warehouse.encodings import READABLE, Decoder, EncodingError
+from apex_pipelines.platform.warehouse.blocks import BlockDecoder
+from apex_pipelines.platform.warehouse.encodings import ALIASES, READABLE, Decoder, EncodingError
 from apex_pipelines.platform.warehouse.engine import ExternalTable
 from apex_pipelines.platform.warehouse.errors import QueryError
+from apex_pipelines.platform.warehouse.http1 import Head, HttpConnection
 from apex_pipelines.platform.warehouse.lexer import split_types
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 # Parameters of the interface itself; every other one is a setting of the query.
 _RESERVED = frozenset(
@@ -37,8 +32,9 @@ _FORMAT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 FALSE = frozenset({"0", "false", ""})
 
 
-class ClientGone(Exception):
-    """The client closed the connection before its request was answered."""
+def is_small_number(text: str) -> bool:
+    """Whether it is a whole number that the engine too could hold; Python refuses thousands of digits."""
+    return text.isdecimal() and len(text) < 20
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,11 @@ class Request:
     external: frozenset[str] = frozenset()
 
     @classmethod
-    def from_scope(cls, scope: Mapping[str, Any]) -> Request:
-        """Read an ASGI scope. Bytes that are no UTF-8 survive as surrogates."""
-        query = scope["query_string"].decode("latin-1")
+    def from_head(cls, head: Head) -> Request:
+        """Read the head of a request. Bytes that are no UTF-8 survive as surrogates."""
+        path, _, query = head.target.decode("latin-1").partition("?")
         params = dict(parse_qsl(query, keep_blank_values=True, encoding="utf-8", errors="surrogateescape"))
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        return cls(scope["method"], scope["path"], params, headers)
+        return cls(head.method, unquote(path), params, head.headers)
 
     def with_form(self, fields: Mapping[str, str], files: Iterable[str]) -> Request:
         """The same request with the fields of its form as further parameters, and with external tables."""
@@ -83,6 +76,17 @@ class Request:
         """The client's id of the query, or a fresh one."""
         return self.params.get("query_id") or self.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
 
+    def check_role(self) -> None:
+        """Refuse a role, of which there are none here.
+
+        Raises
+        ------
+        QueryError
+            UNKNOWN_ROLE.
+        """
+        if role := self.params.get("role"):
+            raise QueryError("UNKNOWN_ROLE", f"There is no role `{role}` in user directories")
+
     @property
     def database(self) -> str | None:
         return self.params.get("database") or self.headers.get("x-clickhouse-database")
@@ -98,8 +102,22 @@ class Request:
         """
         name = self.params.get("default_format") or self.headers.get("x-clickhouse-format") or "TabSeparated"
         if _FORMAT_NAME.fullmatch(name) is None:
-            raise QueryError("UNKNOWN_FORMAT", f"Unknown format {name}.", code=73)
+            raise QueryError("UNKNOWN_FORMAT", f"Unknown format {name}.")
         return name
+
+    @property
+    def native_revision(self) -> int:
+        """Protocol revision in whose form the client wants Native blocks; 0 for the plain one.
+
+        Raises
+        ------
+        QueryError
+            BAD_ARGUMENTS when it is no whole number.
+        """
+        wanted = self.params.get("client_protocol_version", "") or "0"
+        if not wanted.isdecimal():
+            raise QueryError("BAD_ARGUMENTS", f"client_protocol_version '{wanted}' is not a whole number")
+        return int(wanted)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -113,58 +131,6 @@ class Request:
     def query_parameters(self) -> dict[str, str]:
         """Values for `{name:Type}` substitutions."""
         return {name[6:]: value for name, value in self.params.items() if name.startswith("param_")}
-
-
-def authenticate(request: Request, passwords: Mapping[str, str]) -> str:
-    """The user that the request's credentials belong to, compared in constant time.
-
-    Raises
-    ------
-    QueryError
-        REQUIRED_PASSWORD without credentials, AUTHENTICATION_FAILED with wrong ones or two kinds at once.
-    """
-    headers, params = request.headers, request.params
-    authorization = headers.get("authorization", "")
-    by_header = "x-clickhouse-user" in headers or "x-clickhouse-key" in headers
-    by_param = "user" in params or "password" in params
-    if by_header:
-        user, password = headers.get("x-clickhouse-user", "default"), headers.get("x-clickhouse-key", "")
-        if authorization or by_param:
-            raise QueryError(
-                "AUTHENTICATION_FAILED",
-                "Invalid authentication: X-ClickHouse headers and another kind are both given",
-            )
-    elif authorization:
-        if by_param:
-            raise QueryError(
-                "AUTHENTICATION_FAILED",
-                "Invalid authentication: Authorization header and parameters are both given",
-            )
-        scheme, _, encoded = authorization.partition(" ")
-        try:
-            if scheme.lower() != "basic":
-                raise ValueError(scheme)
-            text = base64.b64decode(encoded.strip(), validate=True).decode("utf-8", "surrogateescape")
-        except (binascii.Error, ValueError):
-            raise QueryError(
-                "AUTHENTICATION_FAILED", "Invalid authentication: the Authorization header is not HTTP Basic"
-            ) from None
-        user, _, password = text.partition(":")
-    else:
-        user, password = params.get("user", "default"), params.get("password", "")
-    user = user or "default"
-    expected = passwords.get(user)
-    right = hmac.compare_digest(
-        password.encode("utf-8", "surrogateescape"), (expected or "").encode("utf-8", "surrogateescape")
-    )
-    if expected is None or not right:
-        if not (by_header or by_param or authorization):
-            raise QueryError("REQUIRED_PASSWORD", f"{user}: Authentication failed: password is required")
-        raise QueryError(
-            "AUTHENTICATION_FAILED",
-            f"{user}: Authentication failed: password is incorrect, or there is no user with such name.",
-        )
-    return user
 
 
 def external_table(request: Request, name: str, data: IO[bytes]) -> ExternalTable:
@@ -197,89 +163,72 @@ class Body:
         Largest body accepted, in bytes as they travel.
     """
 
-    def __init__(self, request: Request, receive: Receive, limit: int) -> None:
-        self._receive = receive
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, request: Request, connection: HttpConnection, limit: int) -> None:
+        self._connection = connection
         self._left = limit
         self._limit = limit
-        self._ended = False
-        self._pending: Future[bytes | None] | None = None
         self._steps: Iterator[bytes] = iter(())
-        encoding = request.headers.get("content-encoding", "").strip().lower()
-        if encoding in ("", "identity"):
-            self._decoder = None
-        elif encoding in READABLE:
-            self._decoder = Decoder(encoding)
-        else:
-            raise QueryError(
-                "NOT_IMPLEMENTED", f"Unknown compression method: {encoding}. Known: {', '.join(READABLE)}"
-            )
+        # An HTTP encoding is around ClickHouse's own blocks, when a client uses both.
+        self._decoders: list[Decoder | BlockDecoder] = [*_http_decoder(request)]
+        if request.flag("decompress"):
+            self._decoders.append(BlockDecoder())
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
             self._too_large()
 
-    def abort(self) -> None:
-        """Have `blocking_pieces`, in its thread, raise ClientGone; for the event loop's thread."""
-        if self._pending is not None:
-            self._pending.cancel()
-
     def _too_large(self) -> None:
         raise QueryError(
-            "REQUEST_ENTITY_TOO_LARGE",
+            "QUERY_IS_TOO_LARGE",
             f"The body is larger than {self._limit} bytes (APEX_WAREHOUSE_MAX_BODY_BYTES); send it in parts",
         )
 
-    async def _next_raw(self) -> bytes | None:
-        while not self._ended:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            self._ended = not message.get("more_body", False)
-            data: bytes = message.get("body", b"")
-            self._left -= len(data)
-            if self._left < 0:
-                self._too_large()
-            if data:
-                return data
-        return None
+    def next(self) -> bytes | None:
+        """The next piece of plain body; None at its end.
 
-    def _step(self) -> bytes | None:
+        Raises
+        ------
+        ClientGone
+            When the client closed the connection before.
+        QueryError
+            When the body is larger than allowed or not what its encoding says.
+        """
         try:
-            return next(self._steps, None)
+            while (step := next(self._steps, None)) is None:
+                raw = self._connection.read_body()
+                if raw is None:
+                    for decoder in self._decoders:
+                        decoder.finish()
+                    return None
+                self._left -= len(raw)
+                if self._left < 0:
+                    self._too_large()
+                self._steps = _decoded(raw, self._decoders)
         except EncodingError as error:
-            raise QueryError("CANNOT_DECOMPRESS", str(error)) from error
-
-    def _take(self, raw: bytes | None) -> bool:
-        """Take in one raw chunk; False at the end."""
-        if raw is None:
-            if self._decoder is not None:
-                try:
-                    self._decoder.finish()
-                except EncodingError as error:
-                    raise QueryError("CANNOT_DECOMPRESS", str(error)) from error
-            return False
-        self._steps = iter((raw,)) if self._decoder is None else self._decoder.feed(raw)
-        return True
-
-    async def next(self) -> bytes | None:
-        """The next piece of plain body; None at its end. For the event loop's thread."""
-        while (step := self._step()) is None:
-            if not self._take(await self._next_raw()):
-                return None
+            raise QueryError(error.name, str(error)) from error
         return step
 
-    def blocking_pieces(self) -> Iterator[bytes]:
-        """What is left of the plain body, for any other thread than the event loop's."""
-        while (piece := self._next_blocking()) is not None:
+    def pieces(self) -> Iterator[bytes]:
+        """What is left of the plain body."""
+        while (piece := self.next()) is not None:
             yield piece
 
-    def _next_blocking(self) -> bytes | None:
-        while (step := self._step()) is None:
-            self._pending = asyncio.run_coroutine_threadsafe(self._next_raw(), self._loop)
-            try:
-                raw = self._pending.result()
-            except CancelledError:
-                raise ClientGone from None
-            if not self._take(raw):
-                return None
-        return step
+
+def _http_decoder(request: Request) -> list[Decoder]:
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return []
+    encoding = ALIASES.get(encoding, encoding)
+    if encoding not in READABLE:
+        raise QueryError(
+            "NOT_IMPLEMENTED", f"Unknown compression method: {encoding}. Known: {', '.join(READABLE)}"
+        )
+    return [Decoder(encoding)]
+
+
+def _decoded(data: bytes, decoders: Sequence[Decoder | BlockDecoder]) -> Iterator[bytes]:
+    """What `data` yields after all decoders, step by step."""
+    if not decoders:
+        yield data
+        return
+    for piece in decoders[0].feed(data):
+        yield from _decoded(piece, decoders[1:])

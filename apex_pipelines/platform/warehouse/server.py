@@ -1,44 +1,39 @@
-"""The warehouse's process: lock, socket, engine, signals, in order, and back.
+"""The warehouse's process: lock, socket, engine, threads, signals, in order, and back.
 
 Belongs here: starting and stopping. Does not belong here: what is served.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
+import selectors
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-import uvicorn
-import uvloop
-
-from apex_pipelines.platform.clickhouse import warehouse_password
+from apex_pipelines.platform.clickhouse import reader_password, warehouse_password
 from apex_pipelines.platform.logging import get_logger
-from apex_pipelines.platform.warehouse.app import WarehouseApp
+from apex_pipelines.platform.warehouse import query_log
+from apex_pipelines.platform.warehouse.access import User
+from apex_pipelines.platform.warehouse.app import Limits, WarehouseApp
+from apex_pipelines.platform.warehouse.configuration import memory_bytes
 from apex_pipelines.platform.warehouse.engine import Engine
+from apex_pipelines.platform.warehouse.http1 import BadRequest, ClientGone, HttpConnection
 from apex_pipelines.platform.warehouse.lock import FolderLock
 from apex_pipelines.settings import Settings
 
 log = get_logger(__name__)
-# Running queries get this long to end when the process is told to stop; then they are cancelled.
-STOP_SECONDS = 15
+# What cancelled queries get to end when the process stops.
 CANCEL_SECONDS = 5
+MAX_CONNECTIONS = 1024
+_SWEEP_SECONDS = 1.0
 
 
 class PortInUse(RuntimeError):
     """The address can't be listened on."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would end the process by the signal instead of 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
@@ -50,19 +45,62 @@ def serve(settings: Settings, host: str, port: int) -> None:
         At once, when another process holds the data folder.
     PortInUse
         At once, when the address is taken or not this machine's.
+    OSError
+        At once, when the data folder can't be written.
     """
-    with FolderLock(settings.warehouse_dir), _listen(host, port) as listener:
+    with FolderLock(settings.warehouse_dir), _listen(host, port) as listener, _stop_signals() as stopped:
+        # A name of a file that is no whole path is looked up here, as in a server's folder of this name.
+        files = settings.home_path / "user_files"
+        files.mkdir(exist_ok=True)
+        os.chdir(files)
         engine = Engine(settings)
-        passwords = {"default": warehouse_password(settings)}
-        app = WarehouseApp(engine, passwords, settings.warehouse_max_body_bytes, settings.home_path)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ended = runner.run(_serve(app, listener, engine))
-        if not ended:
-            # A thread inside the engine can't be ended from outside; nothing acknowledged depends on it.
-            log.error("a query did not react to being cancelled; leaving without it")
-            os._exit(0)
+        with engine.connected() as connection:
+            query_log.keep(connection)
+        limits = Limits(settings.warehouse_max_body_bytes, settings.warehouse_min_free_bytes)
+        app = WarehouseApp(engine, users(settings), limits, settings.warehouse_dir, settings.home_path)
+        log.info("warehouse ready", url=f"http://{host}:{listener.getsockname()[1]}", version=engine.version)
+        connections = _Connections(app)
+        _accept(listener, connections, app, stopped)
+        log.info("warehouse stopping")
+        listener.close()
+        connections.stop()
+        if not app.idle_within(settings.warehouse_stop_seconds):
+            app.cancel_all()
+            connections.hang_up()
+            if not app.idle_within(CANCEL_SECONDS):
+                # A thread inside the engine can't be ended from outside; nothing acknowledged depends on it.
+                log.error("a query did not react to being cancelled; leaving without it")
+                os._exit(0)
+        app.close()
+        connections.join(CANCEL_SECONDS)
         engine.close()
     log.info("warehouse stopped", folder=str(settings.warehouse_dir))
+
+
+def users(settings: Settings) -> list[User]:
+    """The operator `default`, and `reader`, who can only read."""
+    memory = int(memory_bytes(settings) * settings.warehouse_query_memory_share)
+    return [
+        User(
+            "default",
+            warehouse_password(settings),
+            ceilings={"max_memory_usage": memory, "max_execution_time": settings.warehouse_query_seconds},
+        ),
+        User(
+            "reader",
+            reader_password(settings),
+            read_only=True,
+            ceilings={
+                "max_memory_usage": memory // 2,
+                "max_execution_time": settings.warehouse_reader_seconds,
+                # Memory that a thread takes without being counted.
+                "max_untracked_memory": 4 << 20,
+                # Else the rows of an external table could call functions. 0 allows no other value.
+                "input_format_values_interpret_expressions": 0,
+                "input_format_values_deduce_templates_of_expressions": 0,
+            },
+        ),
+    ]
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -77,8 +115,6 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it; else a small answer waits for the client's delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(256)
     except OSError as error:
@@ -89,29 +125,103 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(app: WarehouseApp, listener: socket.socket, engine: Engine) -> bool:
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        lifespan="off",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
-    server = _Server(config)
+@contextmanager
+def _stop_signals() -> Iterator[socket.socket]:
+    """A socket that becomes readable when the process is asked to stop."""
+    read_end, write_end = socket.socketpair()
+    write_end.setblocking(False)
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+    try:
+        yield read_end
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        read_end.close()
+        write_end.close()
 
-    def stop() -> None:
-        log.info("warehouse stopping")
-        server.should_exit = True
 
-    if threading.current_thread() is threading.main_thread():
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-    host, port = listener.getsockname()[:2]
-    log.info("warehouse ready", url=f"http://{host}:{port}", version=engine.version)
-    await server.serve(sockets=[listener])
-    return await app.close(CANCEL_SECONDS)
+def _accept(
+    listener: socket.socket, connections: _Connections, app: WarehouseApp, stopped: socket.socket
+) -> None:
+    """Hand connections to their threads until asked to stop."""
+    listener.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(stopped, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select(_SWEEP_SECONDS)]
+            if stopped in ready:
+                return
+            if listener in ready:
+                # Gone again already, or out of descriptors: the others go on.
+                with suppress(OSError):
+                    connections.add(listener.accept()[0])
+            else:
+                app.sessions.sweep()
+
+
+class _Connections:
+    """All open connections, a thread each."""
+
+    def __init__(self, app: WarehouseApp) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._open: dict[HttpConnection, threading.Thread] = {}
+        self._stopping = False
+
+    def add(self, raw: socket.socket) -> None:
+        """Serve an accepted socket."""
+        # Else a small answer waits for the client's delayed acknowledgement.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = HttpConnection(raw)
+        thread = threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True)
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                log.warning("too many connections", most=MAX_CONNECTIONS)
+                raw.close()
+                return
+            self._open[connection] = thread
+        thread.start()
+
+    def stop(self) -> None:
+        """No further requests; connections that wait for one are closed."""
+        self._stopping = True
+        with self._lock:
+            for connection in self._open:
+                if connection.idle:
+                    connection.hang_up()
+
+    def hang_up(self) -> None:
+        """Wait for no client any longer."""
+        with self._lock:
+            for connection in self._open:
+                connection.hang_up()
+
+    def join(self, seconds: float) -> None:
+        """Wait for answers that are still on their way."""
+        deadline = time.monotonic() + seconds
+        for thread in list(self._open.values()):
+            thread.join(max(deadline - time.monotonic(), 0))
+
+    def _serve(self, connection: HttpConnection) -> None:
+        try:
+            while not self._stopping and (head := connection.next_head()):
+                self._app.handle(connection, head)
+                if not connection.finish():
+                    break
+        except ClientGone:
+            pass
+        except BadRequest as error:
+            with suppress(ClientGone):
+                connection.refuse(error)
+        except Exception:
+            # A defect of ours costs this connection, not the others.
+            log.exception("a request failed in an unforeseen way")
+            with suppress(ClientGone):
+                connection.refuse(BadRequest(500, "internal error; the warehouse's log has it"))
+        finally:
+            with self._lock:
+                self._open.pop(connection, None)
+            connection.close()

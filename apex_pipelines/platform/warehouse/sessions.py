@@ -5,9 +5,11 @@ Belongs here: naming, locking and expiring them. Does not belong here: what runs
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from apex_pipelines.platform.warehouse.engine import Connection
 from apex_pipelines.platform.warehouse.errors import QueryError
@@ -20,68 +22,84 @@ MAX_TIMEOUT_SECONDS = 3600
 class Session:
     """One session. `connection` is opened by the first statement that runs in it."""
 
-    name: str
     connection: Connection | None = None
     busy: bool = False
-    database: str | None = None
-    expiry: asyncio.TimerHandle | None = field(default=None, repr=False)
+    expires_at: float = 0.0
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
 
 
 class SessionStore:
-    """All sessions of the process. Belongs to the event loop's thread.
+    """All sessions of the process. Safe for many threads.
 
     Parameters
     ----------
-    on_expire : callable
-        Called with a session that timed out, to close its connection.
+    clock : callable
+        Seconds that never go back.
     """
 
-    def __init__(self, on_expire: Callable[[Session], None]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._sessions: dict[tuple[str, str], Session] = {}
-        self._on_expire = on_expire
+        self._lock = threading.Lock()
+        self._clock = clock
 
-    def acquire(self, user: str, name: str, *, must_exist: bool) -> Session:
-        """The session `name` of `user`, made when absent, reserved for one statement.
+    @contextmanager
+    def reserved(
+        self, user: str, name: str, timeout_seconds: int, *, must_exist: bool, close: bool
+    ) -> Iterator[Session]:
+        """The session `name` of `user`, made when absent, for one statement.
+
+        Afterwards it ends when nobody asks for it within `timeout_seconds`, or at once with `close`.
 
         Raises
         ------
         QueryError
             SESSION_IS_LOCKED when a statement is running in it; SESSION_NOT_FOUND when it must exist.
         """
-        session = self._sessions.get((user, name))
-        if session is None:
-            if must_exist:
-                raise QueryError("SESSION_NOT_FOUND", f"Session {name} not found")
-            session = self._sessions[user, name] = Session(name)
-        if session.busy:
-            raise QueryError("SESSION_IS_LOCKED", f"Session {name} is locked by a concurrent client")
-        session.busy = True
-        if session.expiry is not None:
-            session.expiry.cancel()
-        return session
+        self.sweep()
+        with self._lock:
+            session = self._sessions.get((user, name))
+            if session is None:
+                if must_exist:
+                    raise QueryError("SESSION_NOT_FOUND", f"Session {name} not found")
+                session = self._sessions[user, name] = Session()
+            if session.busy:
+                raise QueryError("SESSION_IS_LOCKED", f"Session {name} is locked by a concurrent client")
+            session.busy = True
+        try:
+            yield session
+        finally:
+            with self._lock:
+                session.busy = False
+                session.expires_at = self._clock() + timeout_seconds
+                if close:
+                    del self._sessions[user, name]
+            if close:
+                session.close()
 
-    def release(self, user: str, session: Session, timeout_seconds: int, *, close: bool = False) -> None:
-        """Give a session back; it ends when nobody asks for it within `timeout_seconds`, or at once."""
-        session.busy = False
-        if close:
-            self._expire(user, session)
-        else:
-            loop = asyncio.get_running_loop()
-            session.expiry = loop.call_later(timeout_seconds, self._expire, user, session)
+    def sweep(self) -> None:
+        """Close what has expired."""
+        now = self._clock()
+        with self._lock:
+            expired = [
+                key
+                for key, session in self._sessions.items()
+                if not session.busy and session.expires_at <= now
+            ]
+            ended = [self._sessions.pop(key) for key in expired]
+        for session in ended:
+            session.close()
 
-    def _expire(self, user: str, session: Session) -> None:
-        if not session.busy and self._sessions.get((user, session.name)) is session:
-            del self._sessions[user, session.name]
-            self._on_expire(session)
-
-    def drain(self) -> list[Session]:
-        """Forget all sessions and return them, for the end of the process."""
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
+    def close(self) -> None:
+        """Close all, for the end of the process, when nothing runs any more."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
         for session in sessions:
-            if session.expiry is not None:
-                session.expiry.cancel()
-        return sessions
+            session.close()
 
 
 def timeout_seconds(text: str | None) -> int:
@@ -94,7 +112,7 @@ def timeout_seconds(text: str | None) -> int:
     """
     if text is None:
         return DEFAULT_TIMEOUT_SECONDS
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise QueryError("INVALID_SESSION_TIMEOUT", f"Invalid session timeout: '{text}'")
     if int(text) > MAX_TIMEOUT_SECONDS:
         raise QueryError(

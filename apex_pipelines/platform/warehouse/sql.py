@@ -67,6 +67,15 @@ class Statement:
     tail: bytes = b""
     data_start: int = 0
     input: InputCall | None = None
+    # Where an insert's SETTINGS clause begins in `text`.
+    settings_start: int | None = None
+
+    def from_file(self, path: str) -> bytes:
+        """The insert with its data to be read from `path`."""
+        at = len(self.text) if self.settings_start is None else self.settings_start
+        return b"%s FROM INFILE '%s' COMPRESSION 'none' %s FORMAT %s" % (
+            self.text[:at], path.encode(), self.text[at:], self.input_format.encode(),
+        )  # fmt: skip
 
     @property
     def input_format(self) -> str:
@@ -96,10 +105,24 @@ class Statement:
             return re.match(rb"(?i)create\s+(or\s+replace\s+)?temporary\s", self.text.lstrip()) is None
         return self.kind is not Kind.ROWS and self.keyword not in (b"SET", b"USE")
 
+    @property
+    def writes(self) -> bool:
+        """Whether it puts new rows on disk."""
+        if self.keyword == b"CREATE":
+            return any(token.text == b"SELECT" for token in tokens(self.text))
+        return self.keyword in (b"INSERT", b"RESTORE") or (
+            self.keyword == b"WITH" and self.kind is Kind.COMMAND
+        )
+
+    @property
+    def as_sent(self) -> bytes:
+        """The text in a form that the engine logs with its leading blanks, which it would else drop."""
+        return b"/**/" + self.text if self.text[:1].isspace() else self.text
+
     def into_file(self, path: str, default_format: str) -> bytes:
         """The statement with its result written to `path`, in its own or the given format."""
         return b"%s\nINTO OUTFILE '%s' TRUNCATE FORMAT %s %s" % (
-            self.text, path.encode(), (self.format or default_format).encode(), self.tail,
+            self.as_sent, path.encode(), (self.format or default_format).encode(), self.tail,
         )  # fmt: skip
 
 
@@ -184,7 +207,10 @@ def _parse_insert(text: bytes, stream: Iterator[Token], complete: bool) -> State
         token = following()
     selects = False
     call: InputCall | None = None
+    settings_start: int | None = None
     while True:
+        if token.text == b"SETTINGS" and token.kind == "word" and settings_start is None:
+            settings_start = token.start
         if token.text == b"(":
             # A bracket after the table's name holds columns or a query; inside a query, anything.
             inner = _skip_group(following)
@@ -202,7 +228,14 @@ def _parse_insert(text: bytes, stream: Iterator[Token], complete: bool) -> State
                 )
             selects = True
         elif token.text == b"VALUES" and not selects:
-            return Statement(Kind.INSERT, text[: token.start], b"INSERT", "Values", data_start=token.end)
+            return Statement(
+                Kind.INSERT,
+                text[: token.start],
+                b"INSERT",
+                "Values",
+                data_start=token.end,
+                settings_start=settings_start,
+            )
         elif token.text == b"FORMAT" and (call is not None or not selects):
             name = following()
             tail, end = _trailing_settings(text, name.end, complete)
@@ -213,6 +246,7 @@ def _parse_insert(text: bytes, stream: Iterator[Token], complete: bool) -> State
                 text[name.start : name.end].decode("latin-1"),
                 data_start=_data_start(text, end, complete),
                 input=call,
+                settings_start=token.start if settings_start is None and tail else settings_start,
             )
         elif token.text == b";":
             raise _Incomplete

@@ -1,0 +1,509 @@
+"""Native blocks in the form of a client's protocol revision, as `client_protocol_version` asks for.
+
+Belongs here: what differs between revisions, and where each column ends inside a block. Does not belong here:
+HTTP, the engine, other formats.
+
+The engine writes revision 0, for which a reader needs to know nothing. What later revisions have instead is
+ClickHouse's `src/Formats/NativeWriter.cpp`, with the numbers in `src/Core/ProtocolDefines.h`:
+
+| revision | what a block has from there on |
+|---|---|
+| 1 | a BlockInfo in front |
+| 1 to 54404 | no LowCardinality; the plain type in its place |
+| 54337 | the zone in the type of a column `DateTime('zone')`; as part of another type it is always there |
+| 54452 | aggregate states of the version that their type names |
+| 54454 | behind each column's type, a byte that says how it is laid out; 0 is the way of revision 0 |
+| 54473 | a second layout of Dynamic and JSON |
+| 54480 | a third field in BlockInfo |
+| 54492 | strings as all their ends, then all their bytes |
+
+A column's data has no length, so whatever stands behind it is found by walking its values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, repeat
+from typing import NamedTuple
+
+from apex_pipelines.platform.warehouse.errors import QueryError
+from apex_pipelines.platform.warehouse.lexer import split_types, tokens
+
+# Largest revision in whose form blocks can be written; the next one changes every string.
+LAST_REVISION = 54491
+
+_ZONES = 54337
+_LOW_CARDINALITY = 54405
+_STATE_VERSIONS = 54452
+_CUSTOM_SERIALIZATION = 54454
+_SECOND_DYNAMIC = 54473
+_OUT_OF_ORDER_BUCKETS = 54480
+
+# Pairs of a field's number and its value, then 0: no overflow row, no bucket, no buckets out of order.
+_BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff%b\x00"
+_OUT_OF_ORDER_FIELD = b"\x03\x00"
+
+_STATE_VERSION = re.compile(r"\bAggregateFunction\((\d+, )")
+_AFTER_BRACKET = re.compile(r"\(\n +")
+_AFTER_COMMA = re.compile(r",\n +")
+_DYNAMIC = {b"DYNAMIC", b"JSON"}
+_U64 = struct.Struct("<Q")
+
+
+class Column(NamedTuple):
+    """A column of a result, its type in full."""
+
+    name: str
+    type: str
+
+
+def describing(query: bytes) -> bytes:
+    """The statement whose rows, as JSONCompactEachRow, are what `described` reads."""
+    return b"DESCRIBE TABLE (\n" + query + b"\n)"
+
+
+def described(rows: bytes) -> list[Column]:
+    """The columns that a DESCRIBE names, in their order; subcolumns, which a setting adds, are left out."""
+    found = [json.loads(line.decode("utf-8", "surrogateescape")) for line in rows.splitlines()]
+    # Two fields in the compact form, else seven; one more where subcolumns are listed, to tell them.
+    columns = (row[:2] for row in found if len(row) in (2, 7) or not row[-1])
+    # Tuples come with their elements on lines of their own; inside quotes a line break is written as \n.
+    return [Column(name, _AFTER_COMMA.sub(", ", _AFTER_BRACKET.sub("(", full))) for name, full in columns]
+
+
+def needs_columns(revision: int) -> bool:
+    """Whether `RevisedBlocks` at this revision has to know a result's columns."""
+    return revision > 0
+
+
+class RevisedBlocks:
+    """The blocks of one result, each taken as of revision 0 and given back as of another.
+
+    Parameters
+    ----------
+    revision : int
+        0 to `LAST_REVISION`.
+    columns : sequence of Column
+        What `DESCRIBE TABLE (query)` says of the result: blocks of revision 0 leave out zones.
+
+    Raises
+    ------
+    QueryError
+        NOT_IMPLEMENTED for a revision, or a column at this revision, whose form can't be written.
+    """
+
+    def __init__(self, revision: int, columns: Sequence[Column]) -> None:
+        if not 0 <= revision <= LAST_REVISION:
+            raise QueryError(
+                "NOT_IMPLEMENTED",
+                f"Native blocks of client_protocol_version {revision} are not supported; "
+                f"the largest that is: {LAST_REVISION}",
+            )
+        field = _OUT_OF_ORDER_FIELD if revision >= _OUT_OF_ORDER_BUCKETS else b""
+        self._info = _BLOCK_INFO % field if revision else b""
+        self._columns = [_RevisedColumn.of(column, revision) for column in columns]
+        changes = (at for at, column in enumerate(self._columns, 1) if column.sent != column.revised)
+        # Columns up to the last that changes: nothing behind it has to be found.
+        self._changed = max(changes, default=0)
+
+    def revise(self, block: bytes) -> bytes:
+        """One whole block; what has no byte stays so.
+
+        Raises
+        ------
+        QueryError
+            LOGICAL_ERROR for a block that does not have the columns told of. NOT_IMPLEMENTED where the end of
+            a column can't be found; only data made for it does that, and only in types without a walk.
+        """
+        if not block:
+            return b""
+        if not self._changed:
+            return self._info + block
+        try:
+            return b"".join(self._pieces(block))
+        except (IndexError, struct.error) as error:
+            raise _unlike("the block ends before its columns do") from error
+
+    def _pieces(self, block: bytes) -> Iterator[bytes | memoryview]:
+        view = memoryview(block)
+        count, at = _varint(block, 0)
+        rows, at = _varint(block, at)
+        if count != len(self._columns):
+            raise _unlike(f"{count} columns in place of {len(self._columns)}")
+        kept = 0
+        yield self._info
+        for index, column in enumerate(self._columns[: self._changed]):
+            length, at = _varint(block, at)
+            at += length
+            if not block.startswith(column.sent, at):
+                raise _unlike(f"another type in column {column.name}, described as {column.type}")
+            yield view[kept:at]
+            yield column.revised
+            kept = at = at + len(column.sent)
+            if rows and index + 1 < self._changed:
+                at = self._end(block, at, rows, index)
+        yield view[kept:]
+
+    def _end(self, block: bytes, at: int, rows: int, index: int) -> int:
+        column, following = self._columns[index : index + 2]
+        if column.layout is not None:
+            return column.layout.end(block, at, rows)
+        # What heads the next column must come, once for each column with this name and type. If it is not
+        # there more often than that, the first is the next column's.
+        places = [at - 1]
+        for _ in range(1 + sum(other.head == following.head for other in self._columns[index + 1 :])):
+            places.append(block.find(following.head, places[-1] + 1))
+            if places[-1] < 0:
+                break
+        if places[-1] >= 0 or places[1] < 0:
+            raise QueryError(
+                "NOT_IMPLEMENTED",
+                f"Can't tell where column {column.name} of type {column.type} ends in a Native block; "
+                f"select it last, or ask for no client_protocol_version",
+            )
+        return places[1]
+
+
+def revise_document(revision: int, document: bytes) -> bytes:
+    """A whole result of any number of blocks, with the zones that are in it.
+
+    For what can't be described and is small: the answers to SHOW, DESCRIBE, EXPLAIN and the like. None of
+    those has a column `DateTime('zone')`.
+
+    Raises
+    ------
+    QueryError
+        As `RevisedBlocks`; NOT_IMPLEMENTED too for a column whose type has no walk.
+    """
+    if not revision:
+        return document
+    pieces, start = [], 0
+    try:
+        while start < len(document):
+            columns, end = _walk(document, start)
+            pieces.append(RevisedBlocks(revision, columns).revise(document[start:end]))
+            start = end
+    except (IndexError, struct.error) as error:
+        raise _unlike("the block ends before its columns do") from error
+    # Also refuses the revision where there is no block.
+    return b"".join([RevisedBlocks(revision, []).revise(b""), *pieces])
+
+
+def _walk(document: bytes, at: int) -> tuple[list[Column], int]:
+    """The columns of the block that begins at `at`, and where it ends."""
+    count, at = _varint(document, at)
+    rows, at = _varint(document, at)
+    columns = []
+    for _ in range(count):
+        name, at = _text(document, at)
+        type_name, at = _text(document, at)
+        columns.append(Column(name, type_name))
+        layout = layout_of(type_name)
+        if layout is None:
+            raise QueryError("NOT_IMPLEMENTED", f"Can't find the end of column {name} of type {type_name}")
+        at = layout.end(document, at, rows)
+    if at > len(document):
+        raise IndexError(at)
+    return columns, at
+
+
+@dataclass(frozen=True, slots=True)
+class _RevisedColumn:
+    """A column, and what stands before its data: at revision 0, and as it is to be."""
+
+    name: str
+    type: str
+    head: bytes  # name and type at revision 0
+    sent: bytes  # type at revision 0
+    revised: bytes
+    layout: Layout | None
+
+    @classmethod
+    def of(cls, column: Column, revision: int) -> _RevisedColumn:
+        name, full = column
+        words = _words(full)
+        if 0 < revision < _LOW_CARDINALITY and b"LOWCARDINALITY" in words:
+            raise _refused(column, revision, f"it would have to be another type before {_LOW_CARDINALITY}")
+        if revision >= _STATE_VERSIONS and _STATE_VERSION.search(full):
+            raise _refused(column, revision, f"the engine writes its states as of {_STATE_VERSIONS - 1}")
+        if revision >= _SECOND_DYNAMIC and _DYNAMIC & words:
+            raise _refused(column, revision, f"the engine writes it as of {_SECOND_DYNAMIC - 1}")
+        bare = _STATE_VERSION.sub(lambda match: match.group()[: -len(match.group(1))], full)
+        if bare.startswith("DateTime("):
+            bare = "DateTime"
+        sent = _counted(bare)
+        revised = _counted(full if bare == "DateTime" and revision >= _ZONES else bare)
+        if revision >= _CUSTOM_SERIALIZATION:
+            revised += b"\x00"
+        return cls(name, full, _counted(name) + sent, sent, revised, layout_of(full))
+
+
+def _refused(column: Column, revision: int, reason: str) -> QueryError:
+    return QueryError(
+        "NOT_IMPLEMENTED",
+        f"Column {column.name} of type {column.type} can't be sent as of client_protocol_version {revision}: "
+        f"{reason}",
+    )
+
+
+def _unlike(what: str) -> QueryError:
+    return QueryError("LOGICAL_ERROR", f"A Native block is not as its query was described: {what}", code=49)
+
+
+class Layout:
+    """How the values of a type lie in a block: what comes once in front, then the rows."""
+
+    def front(self, block: bytes, at: int) -> int:
+        """Where what comes once, before any row, ends that begins at `at`."""
+        return at
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        """Where that many rows end."""
+        raise NotImplementedError
+
+    def end(self, block: bytes, at: int, rows: int) -> int:
+        """Where a column ends; without rows it has not a byte."""
+        return self.rows(block, self.front(block, at), rows) if rows else at
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed(Layout):
+    size: int
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        return at + self.size * rows
+
+
+class _String(Layout):
+    """A length, seven bits a byte and the low ones first, then the bytes."""
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        # Every string of a result passes here, so there is no call for lengths below 16 KiB.
+        for _ in repeat(None, rows):
+            low = block[at]
+            if low < 0x80:
+                at += 1 + low
+            elif (high := block[at + 1]) < 0x80:
+                at += 2 + (low & 0x7F | high << 7)
+            else:
+                length, at = _varint(block, at)
+                at += length
+        return at
+
+
+@dataclass(frozen=True, slots=True)
+class _Nullable(Layout):
+    """A byte a row that says whether it is null, then a value for every row."""
+
+    inner: Layout
+
+    def front(self, block: bytes, at: int) -> int:
+        return self.inner.front(block, at)
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        return self.inner.rows(block, at + rows, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tuple(Layout):
+    elements: tuple[Layout, ...]
+
+    def front(self, block: bytes, at: int) -> int:
+        for element in self.elements:
+            at = element.front(block, at)
+        return at
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        for element in self.elements:
+            at = element.rows(block, at, rows)
+        return at
+
+
+@dataclass(frozen=True, slots=True)
+class _Array(Layout):
+    """Where each row's elements end, counted in elements, then all elements."""
+
+    inner: Layout
+
+    def front(self, block: bytes, at: int) -> int:
+        return self.inner.front(block, at)
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        if not rows:
+            return at
+        at += 8 * rows
+        [elements] = _U64.unpack_from(block, at - 8)
+        return self.inner.rows(block, at, elements)
+
+
+@dataclass(frozen=True, slots=True)
+class _LowCardinality(Layout):
+    """A version in front; then flags with the width of an index, the distinct values, an index a row."""
+
+    values: Layout
+
+    def front(self, block: bytes, at: int) -> int:
+        return at + 8
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        if not rows:
+            return at
+        flags, count = struct.unpack_from("<QQ", block, at)
+        at = self.values.rows(block, at + 16, count)
+        [indexes] = _U64.unpack_from(block, at)
+        return int(at + 8 + (indexes << (flags & 0xFF)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant(Layout):
+    """A mode in front; a byte a row that says which type it has, 255 for null; each type's values."""
+
+    alternatives: tuple[Layout, ...]
+
+    def front(self, block: bytes, at: int) -> int:
+        at += 8
+        for alternative in self.alternatives:
+            at = alternative.front(block, at)
+        return at
+
+    def rows(self, block: bytes, at: int, rows: int) -> int:
+        which, at = block[at : at + rows], at + rows
+        for index, alternative in enumerate(self.alternatives):
+            at = alternative.rows(block, at, which.count(index))
+        return at
+
+
+_FIXED = {
+    name: _Fixed(size)
+    for size, names in {
+        1: "UInt8 Int8 Bool Enum8 Nothing",
+        2: "UInt16 Int16 Date Enum16 BFloat16",
+        4: "UInt32 Int32 Float32 Date32 DateTime Time IPv4",
+        8: "UInt64 Int64 Float64 DateTime64 Time64",
+        16: "UInt128 Int128 UUID IPv6",
+        32: "UInt256 Int256",
+    }.items()
+    for name in names.split()
+}
+_GEO = {
+    "Point": "Tuple(Float64, Float64)",
+    "Ring": "Array(Point)",
+    "LineString": "Array(Point)",
+    "MultiLineString": "Array(LineString)",
+    "Polygon": "Array(Ring)",
+    "MultiPolygon": "Array(Polygon)",
+    # A variant's types lie in the order of their names.
+    "Geometry": "Variant(LineString, MultiLineString, MultiPolygon, Point, Polygon, Ring)",
+}
+_BITS = {"Int8": 8, "BFloat16": 16, "Float32": 32, "Float64": 64}
+_TYPE = re.compile(r"(\w+)(?:\((.*)\))?", re.DOTALL)
+
+
+def layout_of(type_name: str) -> Layout | None:
+    """How values of this type lie in a block of revision 0; None for a type that can't be walked."""
+    try:
+        return _layout(type_name)
+    except _NoWalk:
+        return None
+
+
+class _NoWalk(Exception):
+    """A type whose values have no known layout."""
+
+
+def _layout(type_name: str) -> Layout:
+    match = _TYPE.fullmatch(type_name)
+    if match is None:
+        raise _NoWalk(type_name)
+    family, inside = match.groups()
+    arguments = split_types(inside) if inside else []
+    if family in _FIXED:
+        return _FIXED[family]
+    if family in _GEO:
+        return _layout(_GEO[family])
+    match family, arguments:
+        case "String", []:
+            return _String()
+        case "FixedString", [size]:
+            return _Fixed(int(size))
+        case "Decimal", [precision, _]:
+            digits = int(precision)
+            return _Fixed(4 if digits < 10 else 8 if digits < 19 else 16 if digits < 39 else 32)
+        case "QBit", [element, dimension] if element in _BITS:
+            # A plane for each bit of the numbers, in it a bit for each number.
+            return _Fixed(_BITS[element] * -(-int(dimension) // 8))
+        case "Nullable", [inner]:
+            return _Nullable(_layout(inner))
+        case "LowCardinality", [inner]:
+            # Null is one of the distinct values, and those are not nullable.
+            return _LowCardinality(_layout(re.sub(r"^Nullable\((.*)\)$", r"\1", inner, flags=re.DOTALL)))
+        case "Array", [inner]:
+            return _Array(_layout(inner))
+        case "Map", [key, value]:
+            return _Array(_Tuple((_layout(key), _layout(value))))
+        case "Tuple", []:
+            return _FIXED["Nothing"]
+        case "Tuple", elements:
+            return _Tuple(tuple(_layout(_element_type(element)) for element in elements))
+        case "Nested", elements:
+            return _Array(_Tuple(tuple(_layout(_element_type(element)) for element in elements)))
+        case "Variant", alternatives:
+            return _Variant(tuple(_layout(alternative) for alternative in alternatives))
+        case "SimpleAggregateFunction", [_, inner]:
+            return _layout(inner)
+    if family.startswith("Interval"):
+        return _Fixed(8)
+    raise _NoWalk(type_name)
+
+
+def _words(type_name: str) -> set[bytes]:
+    """What stands in a type as the name of a type or a function, upper case, but not as an element's."""
+    found = tokens(type_name.encode("utf-8", "surrogateescape") + b")")
+    return {
+        one.text
+        for one, after in pairwise(found)
+        if one.kind == "word" and after.kind not in ("word", "quoted")
+    }
+
+
+def _element_type(element: str) -> str:
+    """The type of a tuple's element, which may have a name before it."""
+    text = element.encode("utf-8", "surrogateescape")
+    found = tokens(text)
+    next(found)
+    second = next(found, None)
+    if second is None or second.kind != "word":
+        return element
+    return text[second.start :].decode("utf-8", "surrogateescape")
+
+
+def _varint(block: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, seven bits a byte and the low ones first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = block[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _text(block: bytes, at: int) -> tuple[str, int]:
+    length, at = _varint(block, at)
+    return block[at : at + length].decode("utf-8", "surrogateescape"), at + length
+
+
+def _counted(text: str) -> bytes:
+    """`text` after the length of its bytes, as a name or a type stands in a block."""
+    data = text.encode("utf-8", "surrogateescape")
+    length, counted = len(data), bytearray()
+    while length > 0x7F:
+        counted.append(length & 0x7F | 0x80)
+        length >>= 7
+    counted.append(length)
+    return bytes(counted) + data
