@@ -25,7 +25,7 @@ COMMANDS = {
     "email": ("messaging:email", "Mails: preview, queue, test, retry."),
     "churn": ("churn:churn", "Churn prediction: train, score, report."),
     "ingest": ("stack:ingest", "The ingest API and its loader."),
-    "warehouse": ("stack:warehouse", "The embedded ClickHouse."),
+    "warehouse": ("warehouse:warehouse", "The embedded ClickHouse: serve, query, shell."),
 }
 
 

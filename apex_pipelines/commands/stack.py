@@ -1,4 +1,4 @@
-"""`apex up`, `apex status`, `apex doctor`, `apex warehouse serve`, `apex ingest serve`."""
+"""`apex up`, `apex status`, `apex doctor`, `apex ingest serve`."""
 
 from __future__ import annotations
 
@@ -86,22 +86,6 @@ def doctor(settings: Settings, as_json: bool) -> None:
                 out.print(f"     → {escape(finding.remedy)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
-
-
-@click.group()
-def warehouse() -> None:
-    """The embedded ClickHouse."""
-
-
-@warehouse.command("serve", epilog="\b\nExample:\n  apex warehouse serve --port 8123\n")
-@click.option("--host", help="Address to listen on [APEX_WAREHOUSE_HOST, 127.0.0.1].")
-@click.option("--port", type=int, help="Port to listen on [APEX_WAREHOUSE_PORT, 8123].")
-@click.pass_obj
-def warehouse_serve(settings: Settings, host: str | None, port: int | None) -> None:
-    """Serve the data under APEX_HOME with ClickHouse's HTTP interface."""
-    from apex_pipelines.platform.warehouse import serve
-
-    serve(settings, host or settings.warehouse_host, port or settings.warehouse_port)
 
 
 @click.group()
