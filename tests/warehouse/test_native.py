@@ -28,10 +28,9 @@ from apex_pipelines.platform.warehouse.native import (
     RevisedBlocks,
     described,
     describing,
-    layout_of,
-    needs_columns,
     revise_document,
 )
+from apex_pipelines.platform.warehouse.native_layout import layout_of
 
 INFO = bytes.fromhex("010002ffffffff00")
 CONNECT, GO = 54405, 54460  # what clickhouse-connect and clickhouse-go ask for
@@ -342,7 +341,6 @@ def test_each_revision_adds_what_it_should(engine: Engine) -> None:
     }
     for revision, block_then in expected.items():
         assert revised(revision, columns, [block]) == [block_then]
-    assert [needs_columns(revision) for revision in (0, 1, CONNECT, GO)] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("revision", [-1, LAST_REVISION + 1, 54500, 1 << 63])

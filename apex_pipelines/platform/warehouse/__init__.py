@@ -11,7 +11,7 @@ One process holds the data folder and serves it, so that any ClickHouse client w
 | `lexer`, `sql` | the little grammar that serving needs |
 | `execution` | one query on its connection |
 | `engine`, `configuration`, `query_log` | chDB: connections, pipes; what it is told; its log |
-| `native` | blocks in the form of a client's protocol revision |
+| `native`, `native_layout` | blocks in the form of a client's protocol revision |
 | `encodings`, `blocks`, `formats`, `errors` | compression, content types, exceptions and their statuses |
 | `lock` | one process a folder |
 """

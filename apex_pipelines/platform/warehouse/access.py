@@ -83,13 +83,18 @@ class User:
     read_only: bool = False
     ceilings: Mapping[str, int] = field(default_factory=dict)
 
-    def settings(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        """What a query of this user runs with, of what the request wants.
+    @property
+    def defaults(self) -> dict[str, str]:
+        """Settings that a connection of this user begins with."""
+        return {name: str(value) for name, value in self.ceilings.items()}
+
+    def allowed(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """What a query of this user gets, of the settings that the request wants.
 
         The operator may change everything, as a server's default user may. For the read-only user, ceilings
         hold and `readonly` is not to be discussed.
         """
-        settings = {name: str(value) for name, value in self.ceilings.items()}
+        settings = {}
         for name, value in wanted.items():
             if self.read_only and name == "readonly":
                 continue

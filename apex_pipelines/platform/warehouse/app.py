@@ -4,9 +4,8 @@ Belongs here: what is asked, whether it may run, and how its result gets to the 
 sockets and signals (`server`, `http1`), the engine (`execution`), reading requests (`request`), how an answer
 looks (`response`).
 
-A request lives in the thread of its connection. What runs an insert is that thread, because it reads the
-data; any other statement runs in a worker while the connection's thread forwards its result, says how far it
-is, and notices when the client goes away.
+A request lives in the thread of its connection, and its statement runs in another: the connection's thread
+hands an insert its data, or forwards a result, says how far it is, and notices when the client goes away.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -33,17 +32,23 @@ from apex_pipelines.platform.warehouse.http1 import ClientGone, Head, HttpConnec
 from apex_pipelines.platform.warehouse.multipart import Form, is_multipart, read_form
 from apex_pipelines.platform.warehouse.request import Body, Request, external_table, is_small_number
 from apex_pipelines.platform.warehouse.response import Answer, plain_answer
-from apex_pipelines.platform.warehouse.sessions import SessionStore, timeout_seconds
+from apex_pipelines.platform.warehouse.sessions import Session, SessionStore, timeout_seconds
 
 log = get_logger(__name__)
 
 MAX_RUNNING = 64
+# A query waits this long for a place.
+QUEUE_SECONDS = 5.0
+# Of these, inserts may be waiting for their clients' data, and the read-only user's may be slow.
+MAX_INSERTS = 48
+MAX_READ_ONLY = 32
 # A result up to this size is answered whole, with its summary, and with the right status when it fails.
 BUFFER_BYTES = 1 << 20
 # A result that grows slowly is not held back longer than this after its first bytes.
 BUFFER_SECONDS = 0.5
-# With wait_end_of_query, a result beyond this size waits on disk.
+# With wait_end_of_query, a result beyond the first size waits on disk, and beyond the second it is refused.
 SPOOL_BYTES = 16 << 20
+MAX_SPOOLED_BYTES = 1 << 30
 DEFAULT_PROGRESS_MS = 100
 DEFAULT_MAX_QUERY_SIZE = 262_144
 
@@ -91,8 +96,9 @@ class WarehouseApp:
             engine.table_functions(), engine.reaching_functions(), engine.text_settings()
         )
         self._pool = ThreadPoolExecutor(MAX_RUNNING, thread_name_prefix="query")
-        self._lock = threading.Lock()
-        self._running: set[str] = set()
+        self._lock = threading.Condition()
+        self._running: dict[str, str] = {}  # kind by query id
+        self._stopping = False
         self.sessions = SessionStore()
 
     def handle(self, connection: HttpConnection, head: Head) -> None:
@@ -120,23 +126,38 @@ class WarehouseApp:
         else:
             self._serve_query(connection, request)
 
+    def refuse_new(self) -> None:
+        """Begin no further query."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+
     def idle_within(self, seconds: float) -> bool:
         """Wait for running queries to end; False when one takes longer."""
         deadline = time.monotonic() + seconds
-        while self._running and time.monotonic() < deadline:
+        while (running := self._queries()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        return not self._running
+        return not running
 
-    def cancel_all(self) -> None:
-        """Ask the engine to end what runs."""
-        queries = sorted(self._running)
-        log.warning("cancelling queries that did not end in time", queries=queries)
-        self._engine.kill(queries)
+    def cancel_all(self, seconds: float) -> bool:
+        """Have the engine end what runs, also what it does not know of yet; False when one outlives that."""
+        log.warning("cancelling queries that did not end in time", queries=self._queries())
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with suppress(QueryError):
+                self._engine.kill(self._queries())
+            if self.idle_within(0.25):
+                return True
+        return False
 
     def close(self) -> None:
         """Free what is held, when nothing runs any more."""
         self._pool.shutdown(wait=True)
         self.sessions.close()
+
+    def _queries(self) -> list[str]:
+        with self._lock:
+            return sorted(self._running)
 
     def _disk_full(self) -> str:
         """What to say when there is too little disk left to write; empty when there is enough."""
@@ -155,8 +176,11 @@ class WarehouseApp:
         try:
             user = authenticate(request, self._users)
             request.check_role()
-            with self._admitted(request):
-                self._run(request, user, connection, answer)
+            body = Body(request, connection, self._limits.body_bytes)
+            form = read_form(request, body, self._spool_folder) if is_multipart(request) else Form()
+            with form:
+                request = request.with_form(form.fields, form.files)
+                self._run(request, user, form, body, connection, answer)
         except QueryError as error:
             answer.fail(error)
         except ClientGone:
@@ -165,78 +189,99 @@ class WarehouseApp:
         # The session and the id are free again before the client has read the last of its answer.
         answer.release()
 
+    def _run(
+        self,
+        request: Request,
+        user: User,
+        form: Form,
+        body: Body,
+        connection: HttpConnection,
+        answer: Answer,
+    ) -> None:
+        # Read before a place is taken: a slow client must not hold one with a statement that never ends.
+        statement, begun = _read_statement(request, body)
+        self._refuse(request, user, statement)
+        tables = [external_table(request, *item) for item in form.files.items()]
+        with self._admitted(request, user, statement), self._session(request, user) as session:
+            query = Query(self._engine, self._guard, request, user, session, tables)
+            if statement.takes_data:
+                run = query.insert if statement.kind is sql.Kind.INSERT else query.insert_from_input
+                answer.done(run(statement, begun, body))
+            else:
+                self._relay(query, statement, connection, answer)
+
     @contextmanager
-    def _admitted(self, request: Request) -> Iterator[None]:
+    def _admitted(self, request: Request, user: User, statement: sql.Statement) -> Iterator[None]:
+        """A place among the running queries."""
+        kind = "insert" if statement.takes_data else "read-only" if user.read_only else "other"
+        most = {"insert": MAX_INSERTS, "read-only": MAX_READ_ONLY}.get(kind, MAX_RUNNING)
         with self._lock:
+
+            def free() -> bool:
+                alike = sum(1 for other in self._running.values() if other == kind)
+                return self._stopping or (len(self._running) < MAX_RUNNING and alike < most)
+
+            if not self._lock.wait_for(free, QUEUE_SECONDS):
+                raise QueryError(
+                    "TOO_MANY_SIMULTANEOUS_QUERIES",
+                    f"Too many simultaneous queries. Maximum: {MAX_RUNNING}, "
+                    f"{MAX_INSERTS} inserts with data, {MAX_READ_ONLY} of read-only users",
+                )
+            if self._stopping:
+                raise QueryError("ABORTED", "The warehouse is stopping")
             if request.query_id in self._running:
                 raise QueryError(
                     "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING",
                     f"Query with id = {request.query_id} is already running.",
                 )
-            if len(self._running) >= MAX_RUNNING:
-                raise QueryError(
-                    "TOO_MANY_SIMULTANEOUS_QUERIES", f"Too many simultaneous queries. Maximum: {MAX_RUNNING}"
-                )
-            self._running.add(request.query_id)
+            self._running[request.query_id] = kind
         try:
             yield
         finally:
-            self._running.discard(request.query_id)
+            with self._lock:
+                del self._running[request.query_id]
+                self._lock.notify_all()
 
-    def _run(self, request: Request, user: User, connection: HttpConnection, answer: Answer) -> None:
+    @contextmanager
+    def _session(self, request: Request, user: User) -> Iterator[Session | None]:
+        """The session that the request names, reserved; None when it names none."""
         seconds = timeout_seconds(request.params.get("session_timeout"))
-        body = Body(request, connection, self._limits.body_bytes)
-        with (
-            nullcontext()
-            if not is_multipart(request)
-            else read_form(request, body, self._spool_folder) as form
-        ):
-            query = Query(self._engine, self._guard, request, user)
-            if isinstance(form, Form):
-                query.request = request = request.with_form(form.fields, form.files)
-                query.tables = [external_table(request, *item) for item in form.files.items()]
-            session_id = request.params.get("session_id")
-            if not session_id:
-                self._run_statement(query, body, connection, answer)
-                return
-            with self.sessions.reserved(
-                user.name,
-                session_id,
-                seconds,
-                must_exist=request.flag("session_check"),
-                close=request.flag("close_session"),
-            ) as session:
-                # A read-only connection can't be given back as it was, and has nothing to be kept.
-                query.session = None if user.read_only else session
-                self._run_statement(query, body, connection, answer)
-
-    def _run_statement(self, query: Query, body: Body, connection: HttpConnection, answer: Answer) -> None:
-        statement, begun = _read_statement(query.request, body)
-        self._refuse(query, statement)
-        if statement.kind in (sql.Kind.INSERT, sql.Kind.INSERT_FROM_INPUT):
-            run = query.insert if statement.kind is sql.Kind.INSERT else query.insert_from_input
-            answer.done(run(statement, begun, body))
+        name = request.params.get("session_id")
+        if not name:
+            yield None
             return
+        must_exist, close = request.flag("session_check"), request.flag("close_session")
+        with self.sessions.reserved(user.name, name, seconds, must_exist=must_exist, close=close) as session:
+            # A read-only connection can't be given back as it was, and has nothing to be kept.
+            yield None if user.read_only else session
+
+    def _relay(
+        self, query: Query, statement: sql.Statement, connection: HttpConnection, answer: Answer
+    ) -> None:
         pipe = ResultPipe()
-        running = self._pool.submit(query.run_into, pipe.write_end, statement)
+        try:
+            running = self._pool.submit(query.run_into, pipe.write_end, statement)
+        except RuntimeError:
+            pipe.close_both()
+            raise
         try:
             _Relay(query, statement, pipe, running, connection, answer, self._spool_folder).run()
         finally:
             pipe.close()
             self._cancel(query.request.query_id, running)
 
-    def _refuse(self, query: Query, statement: sql.Statement) -> None:
+    def _refuse(self, request: Request, user: User, statement: sql.Statement) -> None:
         """Stop what may not run, before any of its data is read."""
-        if query.user.read_only and statement.kind is not sql.Kind.ROWS:
-            raise QueryError(
-                "READONLY", f"Cannot execute query in readonly mode: {query.user.name} only reads."
-            )
-        if query.request.method in ("GET", "HEAD") and statement.modifies:
+        if user.read_only and statement.kind is not sql.Kind.ROWS:
+            raise QueryError("READONLY", f"Cannot execute query in readonly mode: {user.name} only reads.")
+        if request.method in ("GET", "HEAD") and statement.modifies:
             raise QueryError(
                 "READONLY",
                 "Cannot execute query in readonly mode. For queries over HTTP, method GET implies readonly. "
                 "You should use method POST for modifying queries.",
             )
+        if request.flag("readonly") and statement.modifies:
+            raise QueryError("READONLY", "Cannot execute query in readonly mode.")
         if statement.writes and (full := self._disk_full()):
             raise QueryError("NOT_ENOUGH_SPACE", full.strip())
 
@@ -310,6 +355,7 @@ class _Relay:
                     return
                 buffered.write(piece)
                 if self._wait_for_end:
+                    self._check_spooled(buffered.tell())
                     continue
                 if deadline is None:
                     deadline = time.monotonic() + BUFFER_SECONDS
@@ -317,6 +363,14 @@ class _Relay:
                     break
             buffered.seek(0)
             yield buffered, False
+
+    def _check_spooled(self, size: int) -> None:
+        if size > MAX_SPOOLED_BYTES:
+            raise QueryError(
+                "TOO_MANY_ROWS_OR_BYTES",
+                f"The result is larger than the {MAX_SPOOLED_BYTES} bytes that wait_end_of_query=1 holds "
+                "back; ask without it",
+            )
 
     def _await_more(self, deadline: float | None) -> bool:
         """Wait until there is something to read, saying how far the query is; False at the deadline."""
@@ -356,17 +410,21 @@ def _progress_seconds(request: Request) -> float | None:
 
 def _read_statement(request: Request, body: Body) -> tuple[sql.Statement, bytes]:
     """The statement, from URL and body together, and what of an insert's data was read along with it."""
-    text = request.params.get("query", "").encode("utf-8", "surrogateescape")
+    text = bytearray(request.params.get("query", "").encode("utf-8", "surrogateescape"))
     if text:
         text += b"\n"
     wanted = request.params.get("max_query_size", "")
     limit = (int(wanted) if is_small_number(wanted) else 0) or DEFAULT_MAX_QUERY_SIZE
+    look_at = 0
     while True:
         piece = body.next()
         text += piece or b""
-        statement = sql.parse(text, complete=piece is None)
+        if piece is not None and len(text) < min(look_at, limit):
+            continue  # pieces may be a byte each: read anew only what has grown to twice the size
+        look_at = 2 * len(text)
+        statement = sql.parse(bytes(text), complete=piece is None)
         if statement is not None and statement.data_start:
-            return statement, text[statement.data_start :]
+            return statement, bytes(text[statement.data_start :])
         if len(text) > limit + 1:
             raise QueryError(
                 "SYNTAX_ERROR",

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from typing import IO, Any
@@ -69,6 +69,7 @@ class Connection:
         self._raw = raw
 
     def close(self) -> None:
+        """Close it; its temporary tables go with it."""
         self._raw.close()
 
     def apply(self, settings: Mapping[str, str], parameters: Mapping[str, str], database: str | None) -> None:
@@ -177,34 +178,47 @@ class Connection:
             b"CREATE TEMPORARY TABLE " + identifier(name) + b" AS SELECT * FROM null(" + columns + b")"
         )
 
-    def insert(self, statement: Statement, kill: Callable[[], bool]) -> Insert:
-        """Begin a streamed insert; `kill` asks the engine to cancel it and says whether it was found."""
-        return Insert(self, statement, kill)
-
 
 class Insert:
     """An insert whose data is being pushed in through a pipe; waits as long as the engine takes to read it.
 
     Not chDB's own streamed insert: that one answers with success when the table refuses a block, be it for
     a full disk, a constraint or a view's exception.
+
+    Parameters
+    ----------
+    kill : callable
+        Asks the engine to cancel it, and says whether it was found there.
     """
 
     def __init__(self, connection: Connection, statement: Statement, kill: Callable[[], bool]) -> None:
         self._kill = kill
         read_end, self._write_end = open_pipe()
-        self._done: Future[Progress] = Future()
+        worker = ThreadPoolExecutor(1, thread_name_prefix="insert")
 
-        def run() -> None:
+        def run() -> Progress:
             try:
-                self._done.set_result(connection.query(statement.from_file(f"/dev/fd/{read_end}"))[1])
-            except QueryError as error:
-                self._done.set_exception(error)
+                return connection.query(statement.from_file(f"/dev/fd/{read_end}"))[1]
             finally:
                 os.close(read_end)  # who still writes gets a broken pipe
 
-        threading.Thread(target=run, name="insert").start()
+        try:
+            self._done = worker.submit(run)
+        except RuntimeError:
+            os.close(read_end)
+            self._close()
+            raise
+        finally:
+            worker.shutdown(wait=False)
 
     def append(self, data: bytes) -> None:
+        """Hand over the next bytes of the data.
+
+        Raises
+        ------
+        QueryError
+            When the engine has refused what came before.
+        """
         try:
             write_all(self._write_end, data)
         except BrokenPipeError:
@@ -219,11 +233,15 @@ class Insert:
     def cancel(self) -> None:
         """Drop what is not yet written; no error when the insert has ended already."""
         # The pipe's end must not come before the engine knows: it would be the end of the data.
-        try:
-            while not self._done.done() and not self._kill():
-                time.sleep(0.005)
-        finally:
-            self._close()
+        # The pipe's end is the end of the data: it must not come before the engine knows, whatever fails.
+        pause = 0.005
+        while not self._done.done():
+            with contextlib.suppress(QueryError):
+                if self._kill():
+                    break
+            time.sleep(pause)
+            pause = min(2 * pause, 0.25)
+        self._close()
         self._done.exception()
 
     def _close(self) -> None:
@@ -253,6 +271,8 @@ class Engine:
         ClickHouse's version, such as 26.9.2.1.
     timezone : str
         Time zone of the engine, always UTC.
+    host : str
+        Name of this machine.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -271,6 +291,9 @@ class Engine:
         shutil.rmtree(settings.warehouse_dir / "data" / "system", ignore_errors=True)
         # The engine lives as long as its last connection; this one keeps it alive.
         self._anchor = self.connect()
+        # Cancelling must work when nothing else does any more, for want of descriptors for instance.
+        self._killer = self.connect()
+        self._killing = threading.Lock()
         self.version = self._column("SELECT version()")[0]
         self.host = socket.gethostname()
 
@@ -312,14 +335,15 @@ class Engine:
     def kill(self, query_ids: Iterable[str]) -> bool:
         """Ask the engine to cancel running queries, by the ids their clients know."""
         names = b", ".join(string_literal(name) for name in query_ids)
-        with self.connected() as connection:
-            found, _ = connection.query(
+        with self._killing:
+            found, _ = self._killer.query(
                 b"KILL QUERY WHERE Settings['%s'] IN (%s) ASYNC" % (QUERY_ID_SETTING.encode(), names)
             )
         return bool(found)
 
     def close(self) -> None:
         """Close the engine. Every other connection must be closed before."""
+        self._killer.close()
         self._anchor.close()
 
 

@@ -17,17 +17,18 @@ _OWN_WORDS = re.compile(r": data for INSERT was parsed from file|:? ?\(in file/u
 
 # Codes that the front raises itself; the engine's own come with their text.
 CODES = {
-    "CHECKSUM_DOESNT_MATCH": 40,
     "BAD_ARGUMENTS": 36,
     "NOT_IMPLEMENTED": 48,
     "SYNTAX_ERROR": 62,
     "UNKNOWN_FORMAT": 73,
     "UNKNOWN_TYPE_OF_QUERY": 78,
-    "UNKNOWN_COMPRESSION_METHOD": 89,
     "UNKNOWN_SETTING": 115,
     "INCORRECT_DATA": 117,
     "INTO_OUTFILE_NOT_ALLOWED": 148,
     "READONLY": 164,
+    "ABORTED": 236,
+    "TOO_MANY_ROWS_OR_BYTES": 396,
+    "UNKNOWN_QUERY_PARAMETER": 456,
     "REQUIRED_PASSWORD": 194,
     "TOO_MANY_SIMULTANEOUS_QUERIES": 202,
     "QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING": 216,
@@ -78,6 +79,7 @@ _STATUS = {
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "NOT_IMPLEMENTED": 501,
     "SOCKET_TIMEOUT": 503,
+    "ABORTED": 503,
     "CANNOT_OPEN_FILE": 503,
     "CANNOT_SCHEDULE_TASK": 503,
 }

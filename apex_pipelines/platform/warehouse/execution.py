@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 
+from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.platform.warehouse import sql
 from apex_pipelines.platform.warehouse.access import ReadOnlyGuard, User
 from apex_pipelines.platform.warehouse.engine import (
@@ -26,19 +27,22 @@ from apex_pipelines.platform.warehouse.engine import (
     write_all,
 )
 from apex_pipelines.platform.warehouse.errors import QueryError
-from apex_pipelines.platform.warehouse.lexer import identifier, replace_word
+from apex_pipelines.platform.warehouse.lexer import identifier, replace_word, substitutes, tokens
 from apex_pipelines.platform.warehouse.native import (
     RevisedBlocks,
     described,
     describing,
-    needs_columns,
     revise_document,
 )
-from apex_pipelines.platform.warehouse.request import Body, Request
+from apex_pipelines.platform.warehouse.request import Body, Request, is_small_number
 from apex_pipelines.platform.warehouse.sessions import Session
+
+log = get_logger(__name__)
 
 # Bytes handed to the engine, and taken from it, at a time.
 STEP_BYTES = 1 << 20
+# What is added to a statement's text on its way to the engine takes less than this.
+OWN_TEXT_BYTES = 256
 # A server flushes this format after every block, and block after block is how it is written.
 _BLOCKWISE_FORMAT = "native"
 _BLOCKWISE_KEYWORDS = (b"SELECT", b"WITH", b"FROM", b"(")
@@ -67,7 +71,7 @@ class Query:
     def insert(self, statement: sql.Statement, begun: bytes, body: Body) -> Progress:
         """Stream `begun` and the rest of the body into an insert; on disk when this returns."""
         try:
-            insert = self._begin(statement).insert(statement, self._kill)
+            insert = Insert(self._begin(statement), statement, self._kill)
             return _push(insert, chain((begun,), body.pieces()))
         finally:
             self._end()
@@ -93,8 +97,8 @@ class Query:
         Progress
             What the statement did.
         """
-        format_name = statement.format or self.request.default_format
         try:
+            format_name = statement.format or self.request.default_format
             connection = self._begin(statement)
             connection.watch(self._note)
             if format_name.lower() == _BLOCKWISE_FORMAT and statement.answers:
@@ -119,7 +123,7 @@ class Query:
             write_all(write_end, result)
             return b"", progress
         text = statement.as_sent + b" " + statement.tail
-        if not needs_columns(revision):
+        if not revision:
             return b"", connection.stream_into(write_end, text, "Native")
         # Before the stream: another query on its connection would end it.
         columns = described(connection.query(describing(text), "JSONCompactEachRow")[0])
@@ -131,17 +135,27 @@ class Query:
     def _begin(self, statement: sql.Statement) -> Connection:
         """The connection, with the request's settings, parameters, database and external tables on it."""
         request = self.request
-        if self.session is None:
-            connection = self._current = self.engine.connect()
-        else:
-            if self.session.connection is None:
-                self.session.connection = self.engine.connect()
-            connection = self._current = self.session.connection
-            self._restore += connection.snapshot(request.settings, with_database=bool(request.database))
-        settings = self.user.settings(request.settings)
+        if _names_id_setting(statement):
+            raise QueryError(
+                "READONLY", f"Cannot modify '{QUERY_ID_SETTING}': by it queries are found again."
+            )
         if self.user.read_only:
             self.guard.check_settings(request.settings)
             self._check(statement)
+        settings = self.user.allowed(request.settings)
+        if is_small_number(settings.get("max_query_size", "")):
+            # The limit is on what the client sent; the text that the engine gets says some more.
+            settings["max_query_size"] = str(int(settings["max_query_size"]) + OWN_TEXT_BYTES)
+        if self.session is None:
+            connection = self._current = self.engine.connect()
+            settings = {**self.user.defaults, **settings}
+        else:
+            connection = self._current = self._session_connection(statement, self.session)
+            # Nothing leads back from it on this connection; what it forbids has been refused already.
+            settings.pop("readonly", None)
+            self._restore += connection.snapshot(
+                [QUERY_ID_SETTING, *settings], with_database=bool(request.database)
+            )
         connection.apply(
             {**settings, QUERY_ID_SETTING: request.query_id}, request.query_parameters, request.database
         )
@@ -152,10 +166,21 @@ class Query:
             connection.query(b"SET readonly = 1")
         return connection
 
+    def _session_connection(self, statement: sql.Statement, session: Session) -> Connection:
+        if session.connection is None:
+            session.connection = self.engine.connect()
+            session.connection.apply(self.user.defaults, {}, None)
+        given = self.request.query_parameters
+        for name in sorted(session.parameters - given.keys()):
+            if substitutes(statement.text, name):
+                raise QueryError("UNKNOWN_QUERY_PARAMETER", f"Substitution `{name}` is not set.")
+        session.parameters |= given.keys()
+        return session.connection
+
     def _check(self, statement: sql.Statement) -> None:
+        """Have the guard read the statement and the external tables' structures, as the engine reads them."""
         # On a connection of its own: the request's settings could change what the engine says of its query.
-        connection = self.engine.connect()
-        try:
+        with self.engine.connected() as connection:
             connection.apply({"max_query_size": "0"}, {}, None)
             for table in self.tables:
                 columns = table.structure.encode("utf-8", "surrogateescape")
@@ -165,15 +190,13 @@ class Query:
                 connection.canonical(statement.text + b" " + statement.tail),
                 self.request.query_parameters,
             )
-        finally:
-            connection.close()
 
     def _create_temporary(self, name: str, structure: str, format_name: str, pieces: Iterable[bytes]) -> None:
-        self._restore.append(b"DROP TEMPORARY TABLE IF EXISTS " + identifier(name))
         assert self._current is not None  # noqa: S101 - `_begin` has set it
         self._current.create_temporary(name, structure)
+        self._restore.append(b"DROP TEMPORARY TABLE IF EXISTS " + identifier(name))
         statement = sql.Statement(sql.Kind.INSERT, b"INSERT INTO " + identifier(name), b"INSERT", format_name)
-        _push(self._current.insert(statement, self._kill), pieces)
+        _push(Insert(self._current, statement, self._kill), pieces)
 
     def _kill(self) -> bool:
         return self.engine.kill([self.request.query_id])
@@ -188,11 +211,23 @@ class Query:
             try:
                 for text in self._restore:
                     self._current.query(text)
-            except QueryError:
-                # A session that can't be given back as it was must not be given back at all.
-                self._current.close()
-                self.session.connection = None
-                raise
+            except QueryError as error:
+                # What the statement did is done, and its answer stands; the session begins anew.
+                log.warning(
+                    "a session could not be given back as it was",
+                    query_id=self.request.query_id,
+                    error=error.message,
+                )
+                self.session.close()
+
+
+def _names_id_setting(statement: sql.Statement) -> bool:
+    name = QUERY_ID_SETTING.encode()
+    text = statement.text + b" " + statement.tail
+    if name not in text:
+        return False
+    found = tokens(text)
+    return any(token.text == name.upper() and after.text == b"=" for token, after in pairwise(found))
 
 
 def _command_text(statement: sql.Statement) -> bytes:
@@ -233,3 +268,8 @@ class ResultPipe:
     def close(self) -> None:
         """Stop reading; a writer that is still there is no longer waited for."""
         os.close(self.read_end)
+
+    def close_both(self) -> None:
+        """Close a pipe that nobody writes to."""
+        os.close(self.write_end)
+        self.close()

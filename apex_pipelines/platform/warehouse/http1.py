@@ -25,7 +25,7 @@ import httptools
 MAX_HEAD_BYTES = 1 << 20
 IDLE_SECONDS = 30.0
 HEAD_SECONDS = 30.0
-RECEIVE_SECONDS = 300.0
+RECEIVE_SECONDS = 60.0
 SEND_SECONDS = 300.0
 # Of a body that nobody wants, this much is read so that its sender gets to see the answer.
 DRAIN_BYTES = 16 << 20
@@ -86,7 +86,9 @@ class HttpConnection:
         self._continue_awaited = False
         self._chunked = False
         self._resuming = False
+        self._status = 0
         self.answering = False
+        self.serving = False
         self.idle = True
 
     # -- the parser's callbacks ---------------------------------------------------------------------------
@@ -262,6 +264,7 @@ class HttpConnection:
     def status_line(self, status: int) -> bytes:
         """First line of an answer; header lines and `end_of_head` must follow."""
         self.answering = True
+        self._status = status
         return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
 
     def end_of_head(self, length: int | None) -> bytes:
@@ -275,7 +278,7 @@ class HttpConnection:
         lines = [header_line("Connection", "Keep-Alive" if head.keep_alive else "Close")]
         if head.keep_alive:
             lines.append(header_line("Keep-Alive", f"timeout={IDLE_SECONDS:.0f}"))
-        if length is not None:
+        if length is not None and self._status != 204:
             lines.append(header_line("Content-Length", str(length)))
         elif self._chunked:
             lines.append(header_line("Transfer-Encoding", "chunked"))

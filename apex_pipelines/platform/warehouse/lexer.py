@@ -99,6 +99,18 @@ def replace_word(text: bytes, word: bytes, new: bytes) -> bytes:
     return b"".join([*pieces, text[position:]])
 
 
+def substitutes(text: bytes, name: str) -> bool:
+    """Whether a statement has a substitution `{name:Type}`."""
+    wanted = name.encode("utf-8", "surrogateescape")
+    if wanted not in text:
+        return False
+    found = list(tokens(text))
+    return any(
+        bracket.text == b"{" and text[word.start : word.end] == wanted and colon.text == b":"
+        for bracket, word, colon in zip(found, found[1:], found[2:], strict=False)
+    )
+
+
 def split_types(text: str) -> list[str]:
     """The types of a list such as `Int32, Map(String, Array(UInt8))`."""
     types, depth, start = [], 0, 0

@@ -15,7 +15,8 @@ from apex_pipelines.platform.warehouse.errors import QueryError
 from apex_pipelines.platform.warehouse.request import Body, Request
 
 MAX_HEADER_BYTES = 16_384
-MAX_FIELD_BYTES = 16 << 20
+MAX_FIELDS_BYTES = 16 << 20  # of all fields together
+MAX_FILES = 100
 # A file larger than this goes to disk until the query takes it in.
 SPOOL_BYTES = 1 << 20
 
@@ -26,12 +27,13 @@ _BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^;\s]+))', re.IGNORECASE)
 
 @dataclass(slots=True)
 class Form:
-    """What a body held: fields by name, files by name. `close` drops the files."""
+    """What a body held: fields by name, files by name."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, IO[bytes]] = field(default_factory=dict)
 
     def close(self) -> None:
+        """Drop the files."""
         for file in self.files.values():
             file.close()
 
@@ -53,6 +55,7 @@ class _Reader:
         # The first delimiter may stand at the very beginning, without a line break before it.
         self._buffer = bytearray(b"\r\n")
         self._in_headers = False
+        self._fields_bytes = 0
         self._name = ""
         self._field: bytearray | None = None
         self._file: IO[bytes] | None = None
@@ -79,8 +82,9 @@ class _Reader:
             self._file.write(data)
         elif self._field is not None:
             self._field += data
-            if len(self._field) > MAX_FIELD_BYTES:
-                raise _malformed(f"field {self._name} is larger than {MAX_FIELD_BYTES} bytes")
+            self._fields_bytes += len(data)
+            if self._fields_bytes > MAX_FIELDS_BYTES:
+                raise _malformed(f"its fields are larger than {MAX_FIELDS_BYTES} bytes")
 
     def _close_part(self) -> None:
         if self._field is not None:
@@ -115,7 +119,11 @@ class _Reader:
         if b"name" not in parameters:
             raise _malformed("a part has no name")
         self._name = parameters[b"name"].decode("utf-8", "surrogateescape")
+        if self._name in self.form.files or self._name in self.form.fields:
+            raise _malformed(f"two parts are called {self._name}")
         if b"filename" in parameters:
+            if len(self.form.files) >= MAX_FILES:
+                raise _malformed(f"it has more than {MAX_FILES} files")
             self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self._folder))  # noqa: SIM115
             self.form.files[self._name] = self._file
         else:
@@ -127,6 +135,7 @@ def _malformed(reason: str) -> QueryError:
 
 
 def is_multipart(request: Request) -> bool:
+    """Whether the body is a form with parts."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 

@@ -9,7 +9,6 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import IO
 from urllib.parse import parse_qsl, unquote
 
@@ -28,6 +27,7 @@ _RESERVED = frozenset(
         "buffer_size", "wait_end_of_query", "client_protocol_version",
     }
 )  # fmt: skip
+_ORIGIN = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 _FORMAT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 FALSE = frozenset({"0", "false", ""})
 
@@ -39,28 +39,42 @@ def is_small_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """Method, path, parameters and headers (names in lower case) of a request."""
+    """Method, path, parameters and headers (names in lower case) of a request.
+
+    Attributes
+    ----------
+    query_id : str
+        The client's id of the query, or a fresh one.
+    """
 
     method: str
     path: str
     params: Mapping[str, str]
     headers: Mapping[str, str]
+    query_id: str
     # Parameters that describe external tables and are no settings.
     external: frozenset[str] = frozenset()
 
     @classmethod
     def from_head(cls, head: Head) -> Request:
         """Read the head of a request. Bytes that are no UTF-8 survive as surrogates."""
-        path, _, query = head.target.decode("latin-1").partition("?")
+        # A proxy may name scheme and host as well.
+        target = _ORIGIN.sub("", head.target.decode("latin-1"))
+        path, _, query = target.partition("?")
         params = dict(parse_qsl(query, keep_blank_values=True, encoding="utf-8", errors="surrogateescape"))
-        return cls(head.method, unquote(path), params, head.headers)
+        query_id = params.get("query_id") or head.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
+        return cls(head.method, unquote(path) or "/", params, head.headers, query_id)
 
     def with_form(self, fields: Mapping[str, str], files: Iterable[str]) -> Request:
         """The same request with the fields of its form as further parameters, and with external tables."""
         external = {f"{file}_{what}" for file in files for what in ("structure", "types", "format")}
-        merged = replace(self, params={**self.params, **fields}, external=frozenset(external))
-        merged.__dict__["query_id"] = self.query_id  # it is in use already
-        return merged
+        params = {**self.params, **fields}
+        return replace(
+            self,
+            params=params,
+            external=frozenset(external),
+            query_id=params.get("query_id") or self.query_id,
+        )
 
     @property
     def is_greeting(self) -> bool:
@@ -70,11 +84,6 @@ class Request:
     def flag(self, name: str) -> bool:
         """Whether a boolean parameter is given and true."""
         return self.params.get(name, "0").lower() not in FALSE
-
-    @cached_property
-    def query_id(self) -> str:
-        """The client's id of the query, or a fresh one."""
-        return self.params.get("query_id") or self.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
 
     def check_role(self) -> None:
         """Refuse a role, of which there are none here.
@@ -89,6 +98,7 @@ class Request:
 
     @property
     def database(self) -> str | None:
+        """Database to run in; None for the session's, or `default`."""
         return self.params.get("database") or self.headers.get("x-clickhouse-database")
 
     @property
@@ -121,6 +131,7 @@ class Request:
 
     @property
     def settings(self) -> dict[str, str]:
+        """Every parameter that is not the interface's own."""
         return {
             name: value
             for name, value in self.params.items()

@@ -15,7 +15,7 @@ from apex_pipelines.platform.warehouse.encodings import Encoder, accepted_encodi
 from apex_pipelines.platform.warehouse.engine import Engine, Progress
 from apex_pipelines.platform.warehouse.errors import QueryError
 from apex_pipelines.platform.warehouse.formats import content_type
-from apex_pipelines.platform.warehouse.http1 import HttpConnection, header_line
+from apex_pipelines.platform.warehouse.http1 import ClientGone, HttpConnection, header_line
 from apex_pipelines.platform.warehouse.request import FALSE, Request, is_small_number
 
 _TEXT = "text/plain; charset=UTF-8"
@@ -163,7 +163,8 @@ class Answer:
 
     def _whole(self, status: int, content: str, headers: dict[str, str], body: bytes) -> None:
         if self._started:
-            return  # an error after the answer began can only be told by not ending it
+            # What has begun can't be answered anew; that it is not ended tells the client.
+            raise ClientGone
         self._begin(status, content, headers, len(body))
         if self._request.method != "HEAD":
             self._held.append(body)

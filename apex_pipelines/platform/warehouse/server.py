@@ -5,7 +5,9 @@ Belongs here: starting and stopping. Does not belong here: what is served.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -29,6 +31,7 @@ log = get_logger(__name__)
 # What cancelled queries get to end when the process stops.
 CANCEL_SECONDS = 5
 MAX_CONNECTIONS = 1024
+WANTED_FILES = 65_536
 _SWEEP_SECONDS = 1.0
 
 
@@ -59,22 +62,49 @@ def serve(settings: Settings, host: str, port: int) -> None:
         limits = Limits(settings.warehouse_max_body_bytes, settings.warehouse_min_free_bytes)
         app = WarehouseApp(engine, users(settings), limits, settings.warehouse_dir, settings.home_path)
         log.info("warehouse ready", url=f"http://{host}:{listener.getsockname()[1]}", version=engine.version)
-        connections = _Connections(app)
-        _accept(listener, connections, app, stopped)
-        log.info("warehouse stopping")
-        listener.close()
-        connections.stop()
-        if not app.idle_within(settings.warehouse_stop_seconds):
-            app.cancel_all()
-            connections.hang_up()
-            if not app.idle_within(CANCEL_SECONDS):
+        connections = _Connections(app, _max_connections())
+        try:
+            _accept(listener, connections, app, stopped)
+        finally:
+            log.info("warehouse stopping")
+            listener.close()
+            app.refuse_new()
+            connections.stop()
+            if not _end(app, connections, settings.warehouse_stop_seconds):
                 # A thread inside the engine can't be ended from outside; nothing acknowledged depends on it.
                 log.error("a query did not react to being cancelled; leaving without it")
-                os._exit(0)
-        app.close()
-        connections.join(CANCEL_SECONDS)
+                os._exit(1)
         engine.close()
     log.info("warehouse stopped", folder=str(settings.warehouse_dir))
+
+
+def _end(app: WarehouseApp, connections: _Connections, seconds: float) -> bool:
+    """Let what runs end, then cancel it; whether nothing is left."""
+    if not app.idle_within(seconds):
+        connections.hang_up()
+        if not app.cancel_all(CANCEL_SECONDS):
+            return False
+    if not connections.join(CANCEL_SECONDS):
+        return False
+    app.close()
+    return True
+
+
+def _max_connections() -> int:
+    """How many connections the process has descriptors for, which it takes as many of as it may.
+
+    A query takes a pipe, and each of the engine's threads three descriptors.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(min(MAX_CONNECTIONS, limit // 16), 16)
+    if most < MAX_CONNECTIONS:
+        log.warning("few file descriptors allowed; fewer connections too", ulimit=limit, connections=most)
+    return most
 
 
 def users(settings: Settings) -> list[User]:
@@ -155,9 +185,14 @@ def _accept(
             if stopped in ready:
                 return
             if listener in ready:
-                # Gone again already, or out of descriptors: the others go on.
-                with suppress(OSError):
-                    connections.add(listener.accept()[0])
+                try:
+                    raw = listener.accept()[0]
+                except OSError as error:
+                    # Gone again already; or out of descriptors, which takes a moment to change.
+                    if error.errno in (errno.EMFILE, errno.ENFILE):
+                        time.sleep(0.1)
+                    continue
+                connections.add(raw)
             else:
                 app.sessions.sweep()
 
@@ -165,32 +200,38 @@ def _accept(
 class _Connections:
     """All open connections, a thread each."""
 
-    def __init__(self, app: WarehouseApp) -> None:
+    def __init__(self, app: WarehouseApp, most: int) -> None:
         self._app = app
+        self._most = most
         self._lock = threading.Lock()
         self._open: dict[HttpConnection, threading.Thread] = {}
         self._stopping = False
 
     def add(self, raw: socket.socket) -> None:
-        """Serve an accepted socket."""
+        """Serve an accepted socket; close it when there are too many."""
         # Else a small answer waits for the client's delayed acknowledgement.
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = HttpConnection(raw)
         thread = threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True)
         with self._lock:
-            if len(self._open) >= MAX_CONNECTIONS:
-                log.warning("too many connections", most=MAX_CONNECTIONS)
+            if len(self._open) >= self._most:
+                log.warning("too many connections", most=self._most)
+                raw.close()
+                return
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.warning("no thread for a connection", error=str(error))
                 raw.close()
                 return
             self._open[connection] = thread
-        thread.start()
 
     def stop(self) -> None:
-        """No further requests; connections that wait for one are closed."""
-        self._stopping = True
+        """No further requests; connections on which none is being answered are closed."""
         with self._lock:
+            self._stopping = True
             for connection in self._open:
-                if connection.idle:
+                if not connection.serving:
                     connection.hang_up()
 
     def hang_up(self) -> None:
@@ -199,18 +240,19 @@ class _Connections:
             for connection in self._open:
                 connection.hang_up()
 
-    def join(self, seconds: float) -> None:
-        """Wait for answers that are still on their way."""
+    def join(self, seconds: float) -> bool:
+        """Wait for answers that are still on their way; False when one takes longer."""
         deadline = time.monotonic() + seconds
-        for thread in list(self._open.values()):
+        with self._lock:
+            threads = list(self._open.values())
+        for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in threads)
 
     def _serve(self, connection: HttpConnection) -> None:
         try:
-            while not self._stopping and (head := connection.next_head()):
-                self._app.handle(connection, head)
-                if not connection.finish():
-                    break
+            while self._serve_one(connection):
+                pass
         except ClientGone:
             pass
         except BadRequest as error:
@@ -225,3 +267,15 @@ class _Connections:
             with self._lock:
                 self._open.pop(connection, None)
             connection.close()
+
+    def _serve_one(self, connection: HttpConnection) -> bool:
+        """Answer the next request; whether another may come."""
+        head = connection.next_head()
+        with self._lock:
+            if head is None or self._stopping:
+                return False
+            connection.serving = True
+        self._app.handle(connection, head)
+        with self._lock:
+            connection.serving = False
+            return connection.finish() and not self._stopping

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apex_pipelines.platform.warehouse.engine import Connection
 from apex_pipelines.platform.warehouse.errors import QueryError
@@ -20,13 +20,24 @@ MAX_TIMEOUT_SECONDS = 3600
 
 @dataclass(slots=True)
 class Session:
-    """One session. `connection` is opened by the first statement that runs in it."""
+    """One session.
+
+    Attributes
+    ----------
+    connection : Connection or None
+        Opened by the first statement that runs in it.
+    parameters : set of str
+        Query parameters that requests brought; the engine keeps them, and each is its request's alone.
+    """
 
     connection: Connection | None = None
+    parameters: set[str] = field(default_factory=set)
     busy: bool = False
     expires_at: float = 0.0
 
     def close(self) -> None:
+        """Close its connection; the next statement would begin it anew."""
+        self.parameters.clear()
         if self.connection is not None:
             self.connection.close()
             self.connection = None

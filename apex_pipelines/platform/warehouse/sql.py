@@ -106,6 +106,11 @@ class Statement:
         return self.kind is not Kind.ROWS and self.keyword not in (b"SET", b"USE")
 
     @property
+    def takes_data(self) -> bool:
+        """Whether data follows the text."""
+        return self.kind in (Kind.INSERT, Kind.INSERT_FROM_INPUT)
+
+    @property
     def writes(self) -> bool:
         """Whether it puts new rows on disk."""
         if self.keyword == b"CREATE":
