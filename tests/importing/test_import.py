@@ -163,7 +163,7 @@ def test_stopped_by_the_user_it_keeps_what_is_confirmed_and_ends_its_keys(
         if progress.phase == "sending" and progress.done >= 400:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with FaultServer(delay_seconds=0.02) as server:
+    with FaultServer(delay_seconds=0.05) as server:
         settings.api_port = server.port
         with pytest.raises(
             ImportInterrupted, match=r"stopped on request.*events are confirmed.*run the same"

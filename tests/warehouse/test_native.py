@@ -292,7 +292,8 @@ structures = st.recursive(
         st.builds("Nullable({})".format, st.sampled_from(TAME)),
     ),
     max_leaves=5,
-)
+    # In one type, clickhouse-driver hands the scale of the first to the second.
+).filter(lambda each: not ("DateTime64" in each and "Decimal" in each))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
