@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Lower case and without a path, as browsers send it; `*` is none on purpose.
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,6 +67,25 @@ class Settings(BaseSettings):
     api_max_body_bytes: int = 1_048_576
     api_max_batch_events: int = 1_000
     api_key_cache_seconds: float = 5.0
+    api_public_url: str | None = Field(
+        None, description="Address that customers reach the API by, for its documentation."
+    )
+    api_cors_origins: str = Field(
+        "",
+        description="Origins, apart by commas, whose pages may read people-facing answers: "
+        "https://console.apexmediation.com",
+    )
+    # The names that the providers' own users expect; unset: the endpoint answers 503 and providers retry.
+    stripe_webhook_secret: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=AliasChoices("apex_stripe_webhook_secret", "stripe_webhook_secret"),
+    )
+    resend_webhook_secret: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=AliasChoices("apex_resend_webhook_secret", "resend_webhook_secret"),
+    )
     spool_segment_max_bytes: int = 4_194_304
     spool_segment_max_age_ms: int = 500
     spool_hard_limit_bytes: int = 10_000_000_000
@@ -91,6 +114,16 @@ class Settings(BaseSettings):
     email_batch_size: int = 100
     email_daily_quota: int = 0  # 0: no quota (the outbox provider has none)
     site_url: str = "https://apexmediation.com"
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for origin in _listed(value):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write scheme and host, such as https://console.example.com"
+                )
+        return value
 
     @cached_property
     def home_path(self) -> Path:
@@ -150,8 +183,17 @@ class Settings(BaseSettings):
         return f"http://{self.api_host}:{self.api_port}"
 
     @property
+    def cors_origins(self) -> frozenset[str]:
+        """Origins whose pages may read people-facing answers."""
+        return frozenset(_listed(self.api_cors_origins))
+
+    @property
     def dagster_url(self) -> str:
         return f"http://{self.dagster_host}:{self.dagster_port}"
+
+
+def _listed(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:

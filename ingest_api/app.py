@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -17,25 +17,34 @@ import uuid_utils
 
 from apex_pipelines.metering.rules import MeteringRules
 from apex_pipelines.platform import catalogue
+from apex_pipelines.platform.catalogue import Metric
 from apex_pipelines.platform.clock import SystemClock, clock_from_setting
 from apex_pipelines.platform.logging import configure_logging, get_logger
 from apex_pipelines.settings import Settings
-from ingest_api import metrics
+from ingest_api import endpoints, metrics
+from ingest_api.cors import CorsPolicy
+from ingest_api.customer_directory import CustomerDirectory
+from ingest_api.database import Database, DatabaseThread
+from ingest_api.docs_routes import DocsRoutes
+from ingest_api.failure_log import FailureLog
 from ingest_api.health_routes import HealthRoutes
+from ingest_api.intake import Intake
 from ingest_api.key_lookup import KeyLookup
 from ingest_api.keys import KeyRing
+from ingest_api.life_event_routes import LifeEventRoutes
 from ingest_api.recent_events import RecentEvents
-from ingest_api.request_body import RequestHeaders, RequestProtocol, read_body
-from ingest_api.responses import Headers, HttpError, Response, error_response
+from ingest_api.request_body import RequestHeaders, RequestProtocol, check_content_type, read_body
+from ingest_api.requests import Handler, Request, request_id
+from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response, error_response
+from ingest_api.routing import Router
 from ingest_api.spool.group_commit import SpoolLimits, SpoolWriter
 from ingest_api.usage_routes import UsageRoutes
+from ingest_api.webhook_inbox import WebhookInbox
+from ingest_api.webhook_routes import WebhookRoutes
 
 log = get_logger(__name__)
 
 _ORPHAN_CHECK_SECONDS = 0.25
-
-Report = Callable[[], Awaitable[Response]]
-Intake = Callable[[RequestHeaders, bytes], Awaitable[Response]]
 
 
 class Scope(Protocol):
@@ -47,6 +56,8 @@ class Scope(Protocol):
     def method(self) -> str: ...
     @property
     def path(self) -> str: ...
+    @property
+    def query_string(self) -> str: ...
     @property
     def headers(self) -> RequestHeaders: ...
 
@@ -77,8 +88,8 @@ class IngestApp:
         self._shared_counters = counters
         self._worker_locks = worker_locks
         self._parent = parent
-        self._reports: dict[str, Report] = {}
-        self._intakes: dict[str, Intake] = {}
+        self._cors = CorsPolicy(settings.cors_origins)
+        self._failures = FailureLog()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Build the worker's parts; runs in the worker's process, before its first request."""
@@ -86,40 +97,18 @@ class IngestApp:
         configure_logging(settings.log_level, settings.log_format)
         number = metrics.claim_worker_number(self._worker_locks, self._shared_counters.workers)
         self._counters = self._shared_counters.row(number)
-        clock = clock_from_setting(settings.clock)
         limits = SpoolLimits(
             segment_size=settings.spool_segment_max_bytes,
             segment_age=settings.spool_segment_max_age_ms / 1000,
             spool_size=settings.spool_hard_limit_bytes,
         )
         self._spool = SpoolWriter(settings.spool_dir, f"w{number}", limits, loop, self._counters.flushed)
-        lookup = KeyLookup(_database_url(settings))
-        self._keys = KeyRing(lookup, settings.api_key_cache_seconds, loop)
-        rules = MeteringRules(
-            metrics=catalogue.metrics(),
-            max_late=settings.event_max_late,
-            max_early=timedelta(seconds=settings.event_max_early_seconds),
-            new_event_id=lambda: str(uuid_utils.uuid7()),
-        )
-        usage = UsageRoutes(
-            rules,
-            self._keys,
-            self._spool,
-            RecentEvents(),
-            self._counters,
-            clock,
-            settings.api_max_batch_events,
-        )
-        health = HealthRoutes(
-            self._keys, self._shared_counters, settings.spool_dir, settings.spool_hard_limit_bytes, clock,
-            SystemClock(),
-        )  # fmt: skip
-        self._intakes = {
-            f"{prefix}/usage/{name}": handler
-            for prefix in ("/api", "/api/v1")
-            for name, handler in (("track", usage.track), ("batch", usage.batch))
-        }
-        self._reports = {"/health": health.health, "/ready": health.ready, "/metrics": health.metrics}
+        url = _database_url(settings)
+        self._keys = KeyRing(KeyLookup(Database(url, read_only=True)), settings.api_key_cache_seconds, loop)
+        # Apart, so that a look-up of the operator's and a provider's event don't wait for one another.
+        self._lookups = DatabaseThread(Database(url, read_only=True), loop)
+        self._inbox = DatabaseThread(Database(url), loop)
+        self._router = Router(self._handlers())
         loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
         log.info("ingest worker ready", worker=number)
 
@@ -127,38 +116,86 @@ class IngestApp:
         """Seal the open segment once the last request is answered."""
         self._spool.close()
         self._keys.close()
+        self._lookups.close()
+        self._inbox.close()
+
+    def _handlers(self) -> dict[endpoints.Endpoint, Handler]:
+        settings = self._settings
+        clock = clock_from_setting(settings.clock)
+        intake = Intake(self._spool, RecentEvents(), self._counters)
+        usage = UsageRoutes(
+            self._rules(catalogue.telemetry_metrics()), self._keys, intake, clock,
+            settings.api_max_batch_events,
+        )  # fmt: skip
+        life = LifeEventRoutes(
+            self._rules(catalogue.metrics()), self._keys, CustomerDirectory(self._lookups), intake, clock
+        )
+        webhooks = WebhookRoutes(
+            WebhookInbox(self._inbox), clock, settings.stripe_webhook_secret, settings.resend_webhook_secret
+        )
+        health = HealthRoutes(
+            self._keys, self._shared_counters, settings.spool_dir, settings.spool_hard_limit_bytes, clock,
+            SystemClock(),
+        )  # fmt: skip
+        docs = DocsRoutes(settings.api_public_url or settings.api_url)
+        return {
+            endpoints.TRACK: usage.track,
+            endpoints.BATCH: usage.batch,
+            endpoints.LIFE_EVENT: life.record,
+            endpoints.STRIPE_WEBHOOK: webhooks.stripe,
+            endpoints.RESEND_WEBHOOK: webhooks.resend,
+            endpoints.HEALTH: health.health,
+            endpoints.READY: health.ready,
+            endpoints.METRICS: health.metrics,
+            endpoints.OPENAPI: docs.openapi,
+            endpoints.DOCS: docs.docs,
+        }
+
+    def _rules(self, known: dict[str, Metric]) -> MeteringRules:
+        return MeteringRules(
+            metrics=known,
+            max_late=self._settings.event_max_late,
+            max_early=timedelta(seconds=self._settings.event_max_early_seconds),
+            new_event_id=lambda: str(uuid_utils.uuid7()),
+        )
 
     async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
-        failure: Exception | None = None
+        headers = scope.headers
+        identity = request_id(headers)
+        failure: HttpError | None = None
+        bug: Exception | None = None
         try:
-            response = await self._respond(scope, protocol)
+            response = await self._respond(scope, headers, protocol, identity)
         except HttpError as error:
-            response = error_response(error)
-        except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
             failure = error
-            response = error_response(HttpError(500, "internal_error", "the request failed on our side"))
+        except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
+            bug = error
+            failure = HttpError(500, "internal_error", "the request failed on our side")
+        if failure is not None:
+            response = error_response(failure, identity)
         self._counters.add(metrics.ANSWERS[response.status // 100])
-        protocol.response_bytes(response.status, response.headers, response.body)
+        sent = [*response.headers, *SECURITY_HEADERS, ("x-request-id", identity)]
+        if self._router.is_people_facing(scope.path):
+            sent += self._cors.answer_headers(headers)
+        protocol.response_bytes(response.status, sent, response.body)
         if failure is not None:
             # After the answer, because on a full disk even logging may fail.
-            log.error("request failed", path=scope.path, exc_info=failure)
+            self._failures.write(scope.method, scope.path, identity, failure, bug)
 
-    async def _respond(self, scope: Scope, protocol: HttpProtocol) -> Response:
+    async def _respond(
+        self, scope: Scope, headers: RequestHeaders, protocol: HttpProtocol, identity: str
+    ) -> Response:
         if scope.proto != "http":
             raise HttpError(400, "not_http", "this server speaks plain HTTP requests only")
-        path, method = scope.path, scope.method
-        intake = self._intakes.get(path)
-        if intake is not None:
-            _require_method(method, ("POST",))
-            headers = scope.headers
-            return await intake(
-                headers, await read_body(headers, protocol, self._settings.api_max_body_bytes)
-            )
-        report = self._reports.get(path)
-        if report is not None:
-            _require_method(method, ("GET", "HEAD"))
-            return await report()
-        raise HttpError(404, "not_found", f"there is nothing at {path[:100]}")
+        if scope.method == "OPTIONS" and self._router.is_people_facing(scope.path):
+            methods = self._router.methods(scope.path)
+            return Response(204, b"", [("allow", methods), *self._cors.preflight_headers(headers, methods)])
+        endpoint, handler = self._router.find(scope.method, scope.path)
+        body = b""
+        if endpoint.bodies:
+            check_content_type(headers, endpoint.content_types)
+            body = await read_body(headers, protocol, self._settings.api_max_body_bytes)
+        return await handler(Request(identity, headers, scope.query_string, body))
 
     def _end_when_orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getppid() != self._parent:
@@ -176,9 +213,3 @@ def _database_url(settings: Settings) -> Callable[[], str]:
     from apex_pipelines.platform.postgres import embedded_url
 
     return lambda: embedded_url(settings)
-
-
-def _require_method(method: str, allowed: tuple[str, ...]) -> None:
-    if method not in allowed:
-        message = f"{method[:20]} is not possible here, {' or '.join(allowed)} is"
-        raise HttpError(405, "method_not_allowed", message, [("allow", ", ".join(allowed))])

@@ -13,10 +13,13 @@ from typing import TypeVar
 import msgspec
 
 from apex_pipelines.metering.events import UsageEvent
+from apex_pipelines.metering.life_events import AnyLifeEvent, LifeEvent
 from apex_pipelines.metering.rejections import Rejection, RejectionReason, rejection_of_invalid
 from ingest_api.responses import HttpError
 
 T = TypeVar("T")
+
+NDJSON_TYPES = ("application/x-ndjson", "application/ndjson")
 
 
 class TrackRequest(UsageEvent, frozen=True, kw_only=True, gc=False):
@@ -25,7 +28,9 @@ class TrackRequest(UsageEvent, frozen=True, kw_only=True, gc=False):
     api_key: str | None = None
 
 
-class _BatchRequest(msgspec.Struct):
+class BatchRequest(msgspec.Struct):
+    """Body of `batch`: events, and the key unless the header has it."""
+
     events: list[UsageEvent]
     api_key: str | None = None
 
@@ -48,9 +53,10 @@ class Batch:
 
 
 _decode_track = msgspec.json.Decoder(TrackRequest).decode
+_decode_life_event = msgspec.json.Decoder(AnyLifeEvent).decode
 _decode_event = msgspec.json.Decoder(UsageEvent).decode
 _decode_event_id = msgspec.json.Decoder(_EventIdOnly).decode
-_decode_batch = msgspec.json.Decoder(_BatchRequest).decode
+_decode_batch = msgspec.json.Decoder(BatchRequest).decode
 _decode_raw_batch = msgspec.json.Decoder(_RawBatchRequest).decode
 _decode_list = msgspec.json.Decoder(list[UsageEvent]).decode
 _decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -70,6 +76,21 @@ def decode_track(body: bytes) -> TrackRequest | Rejection:
         return rejection_of_invalid(error, _event_id(body))
 
 
+def decode_life_event(body: bytes) -> LifeEvent | Rejection:
+    """The life event of a request, or why it isn't one.
+
+    Raises
+    ------
+    HttpError
+        400 if the body is no JSON.
+    """
+    try:
+        event: LifeEvent = _json(_decode_life_event, body)
+    except msgspec.ValidationError as error:
+        return rejection_of_invalid(error, _event_id(body))
+    return event
+
+
 def decode_batch(body: bytes, content_type: str, max_events: int) -> Batch:
     """The events of a batch: an object with `events`, an array, or one JSON object a line (NDJSON).
 
@@ -78,7 +99,7 @@ def decode_batch(body: bytes, content_type: str, max_events: int) -> Batch:
     HttpError
         400 if the body has none of these shapes, 413 if there are more than `max_events`.
     """
-    if content_type.partition(";")[0].strip().lower() in ("application/x-ndjson", "application/ndjson"):
+    if content_type.partition(";")[0].strip().lower() in NDJSON_TYPES:
         lines = [line for line in body.split(b"\n") if line.strip()]
         _check_count(len(lines), max_events)
         return Batch(None, [_decode_one(line) for line in lines])

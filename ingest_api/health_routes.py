@@ -16,6 +16,7 @@ import msgspec
 from apex_pipelines.platform.clock import Clock
 from ingest_api.keys import KeyRing
 from ingest_api.metrics import SharedCounters, render
+from ingest_api.requests import Request
 from ingest_api.responses import Response, json_response, text_response
 from ingest_api.spool.segments import SpoolUsage, spool_usage
 
@@ -73,11 +74,11 @@ class HealthRoutes:
     clock: Clock
     host_clock: Clock
 
-    async def health(self) -> Response:
+    async def health(self, _request: Request) -> Response:
         """Alive: this worker answers."""
         return json_response(Health("ok", version("apex-pipelines"), self.clock.now().isoformat()))
 
-    async def ready(self) -> Response:
+    async def ready(self, _request: Request) -> Response:
         """Able to take events: keys can be checked and the spool has room. 503 otherwise."""
         postgres = PostgresCheck(await self.keys.is_reachable())
         usage = await asyncio.to_thread(self._usage)
@@ -91,7 +92,7 @@ class HealthRoutes:
         body = Readiness("ready" if is_ready else "not_ready", Checks(postgres, spool))
         return json_response(body, 200 if is_ready else 503)
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _request: Request) -> Response:
         """Prometheus text for all workers."""
         usage = await asyncio.to_thread(self._usage) or SpoolUsage(0, 0, None)
         text = render(self.counters, usage, self._backlog_seconds(usage))

@@ -1,6 +1,7 @@
 """Answers of the API and the errors that become one.
 
-Belongs here: the envelope of errors and headers. Does not belong here: which error when (the routes).
+Belongs here: the envelope of errors and headers. Does not belong here: which error when (the routes), who may
+read an answer (`cors`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ import msgspec
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 Headers = list[tuple[str, str]]
+
+# On every answer: a browser must not guess a type, nor tell other sites where it was.
+SECURITY_HEADERS: Headers = [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")]
+# Answers are one customer's data, or true only now.
+NOT_STORED = ("cache-control", "no-store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,21 @@ class HttpError(Exception):
 
 
 class ErrorDetail(msgspec.Struct):
-    """What went wrong: a code that stays, and a message."""
+    """What went wrong.
+
+    Attributes
+    ----------
+    code : str
+        For programs; it never changes its meaning.
+    message : str
+        For people: what was wrong, with which value, what to do.
+    request_id : str
+        Finds the request in our log; also in the header X-Request-Id.
+    """
 
     code: str
     message: str
+    request_id: str
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):
@@ -50,15 +67,16 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 
 def json_response(body: object, status: int = 200, headers: Headers | None = None) -> Response:
     """`body`, a struct or plain data, as JSON."""
-    return Response(status, _encode(body), [("content-type", "application/json"), *(headers or [])])
+    all_headers = [("content-type", "application/json"), NOT_STORED, *(headers or [])]
+    return Response(status, _encode(body), all_headers)
 
 
 def text_response(body: str, content_type: str) -> Response:
     """`body` as text of the given type."""
-    return Response(200, body.encode(), [("content-type", content_type)])
+    return Response(200, body.encode(), [("content-type", content_type), NOT_STORED])
 
 
-def error_response(error: HttpError) -> Response:
+def error_response(error: HttpError, request_id: str) -> Response:
     """The answer to a request that ended in `error`."""
-    body = ErrorBody(error=ErrorDetail(error.code, str(error)))
+    body = ErrorBody(error=ErrorDetail(error.code, str(error), request_id))
     return json_response(body, error.status, error.headers)

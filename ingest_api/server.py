@@ -21,6 +21,7 @@ from granian.server import Server
 
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.settings import Settings
+from apex_pipelines.webhooks.signatures import BadSecret, svix_key
 from ingest_api.app import IngestApp
 from ingest_api.metrics import SharedCounters
 
@@ -47,10 +48,11 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     Raises
     ------
     CannotStart
-        If the port is taken or the spool folder can't be written.
+        If the port is taken, the spool folder can't be written, or a secret can't be one.
     """
     if workers < 1:
         raise CannotStart(f"workers must be at least 1, got {workers}")
+    _check_secrets(settings)
     _check_spool(settings.spool_dir)
     _check_port(host, port)
     worker_locks = settings.spool_dir / f"workers-{port}.lock"
@@ -78,6 +80,16 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
 def _loaded(app: IngestApp) -> Any:
     """The server asks for a callable; it finds the app's `__rsgi__` methods by their names."""
     return app
+
+
+def _check_secrets(settings: Settings) -> None:
+    if settings.resend_webhook_secret is not None:
+        try:
+            svix_key(settings.resend_webhook_secret)
+        except BadSecret as error:
+            raise CannotStart(
+                f"RESEND_WEBHOOK_SECRET: {error}; copy it from Resend's webhook page"
+            ) from error
 
 
 def _check_spool(folder: Path) -> None:

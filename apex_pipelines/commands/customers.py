@@ -99,18 +99,30 @@ def keys() -> None:
 
 
 @keys.command(
-    "issue", epilog="\b\nExample:\n  apex keys issue cus_0123456789abcdef0123456789abcdef --label ios\n"
+    "issue",
+    epilog="\b\nExamples:\n  apex keys issue cus_0123456789abcdef0123456789abcdef --label ios"
+    "\n  apex keys issue --operator --label console\n",
 )
-@click.argument("customer_id")
-@click.option("--label", default="default", show_default=True)
+@click.argument("customer_id", required=False)
+@click.option("--operator", is_flag=True, help="A key of yours, for life events of any customer.")
+@click.option("--label", help="Name to tell keys apart.  [default: default, or operator]")
 @click.option("--historical", is_flag=True, help="Also accept events older than 35 days (for imports).")
 @click.pass_obj
-def issue(settings: Settings, customer_id: str, label: str, historical: bool) -> None:
-    """Issue a key; it is shown this once."""
+def issue(
+    settings: Settings, customer_id: str | None, operator: bool, label: str | None, historical: bool
+) -> None:
+    """Issue a key to a customer, or to the operator; it is shown this once."""
+    if operator == (customer_id is not None):
+        raise click.UsageError("give either a CUSTOMER_ID or --operator")
     scopes = [KeyScope.INGEST, *([KeyScope.HISTORICAL] if historical else [])]
     with _engine(settings).begin() as connection:
         now = clock_from_setting(settings.clock).now()
-        key = api_keys.issue_key(connection, customer_id, now, label=label, scopes=scopes)
+        if customer_id is None:
+            key = api_keys.issue_operator_key(
+                connection, now, label=label or "operator", historical=historical
+            )
+        else:
+            key = api_keys.issue_key(connection, customer_id, now, label=label or "default", scopes=scopes)
     out.print(f"{key.id}  {key.plaintext}  (shown once; only its hash is kept)", soft_wrap=True)
 
 

@@ -36,7 +36,7 @@ class IssuedKey:
     """A new key; `plaintext` can't be read again after this."""
 
     id: str
-    customer_id: str
+    customer_id: str | None
     plaintext: str
     scopes: tuple[KeyScope, ...]
 
@@ -72,12 +72,38 @@ def issue_key(
     """
     if not connection.scalar(sa.select(sa.exists().where(Customer.id == customer_id))):
         raise CustomerNotFound(f"there is no customer {customer_id!r}; `apex customer list` shows the ids")
+    if KeyScope.OPERATOR in scopes:
+        raise ApiKeyError("a key of the operator belongs to no customer; `issue_operator_key` makes one")
     return issue_keys(connection, [customer_id], now, label=label, scopes=scopes, expires_at=expires_at)[0]
+
+
+def issue_operator_key(
+    connection: sa.Connection,
+    now: datetime,
+    *,
+    label: str = "operator",
+    historical: bool = False,
+    expires_at: datetime | None = None,
+) -> IssuedKey:
+    """Issue a key that reports life events of any customer; the only time its plaintext is known.
+
+    Parameters
+    ----------
+    historical : bool
+        Also accept events older than 35 days.
+
+    Raises
+    ------
+    ApiKeyError
+        If the key would be expired already.
+    """
+    scopes = (KeyScope.OPERATOR, *((KeyScope.HISTORICAL,) if historical else ()))
+    return issue_keys(connection, [None], now, label=label, scopes=scopes, expires_at=expires_at)[0]
 
 
 def issue_keys(
     connection: sa.Connection,
-    customer_ids: Iterable[str],
+    customer_ids: Iterable[str | None],
     now: datetime,
     *,
     label: str,
@@ -177,11 +203,12 @@ def rotate_key(
         raise KeyNotFound(f"there is no key {key_id!r}; `apex keys list` shows the ids")
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise ApiKeyError(
-            f"key {key_id!r} no longer works; issue a new one with `apex keys issue {old.customer_id}`"
+            f"key {key_id!r} no longer works; issue a new one with `apex keys issue "
+            f"{old.customer_id or '--operator'}`"
         )
-    new = issue_key(
+    (new,) = issue_keys(
         connection,
-        old.customer_id,
+        [old.customer_id],
         now,
         label=old.label,
         scopes=tuple(KeyScope(scope) for scope in old.scopes),

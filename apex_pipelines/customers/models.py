@@ -25,10 +25,15 @@ class SubscriptionStatus(StrEnum):
 
 
 class KeyScope(StrEnum):
-    """What an API key may do. `historical` lifts the 35-day limit on late events, for imports."""
+    """What an API key may do.
+
+    `historical` lifts the 35-day limit on late events, for imports. `operator` reports life events of any
+    customer; such a key belongs to no customer.
+    """
 
     INGEST = "ingest"
     HISTORICAL = "historical"
+    OPERATOR = "operator"
 
 
 class Customer(Base):
@@ -52,7 +57,9 @@ class ApiKey(Base):
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(sa.Text, primary_key=True)
-    customer_id: Mapped[str] = mapped_column(sa.ForeignKey("customers.id"), index=True)
+    customer_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("customers.id"), index=True, comment="null: a key of the operator"
+    )
     label: Mapped[str] = mapped_column(sa.Text, server_default="default")
     prefix: Mapped[str] = mapped_column(sa.Text, comment="first 12 characters, shown to people")
     key_hash: Mapped[bytes] = mapped_column(sa.LargeBinary, unique=True, comment="SHA-256 of the whole key")
@@ -60,6 +67,12 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(TIMESTAMP)
     expires_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
     revoked_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
+
+    __table_args__ = (
+        sa.CheckConstraint(
+            "('operator' = any (scopes)) = (customer_id is null)", name="operator_has_no_customer"
+        ),
+    )
 
 
 class Subscription(Base):

@@ -152,7 +152,7 @@ def load_mapping(name_or_path: str | Path) -> Mapping:
 
 
 def _check(mapping: Mapping, path: Path) -> None:
-    known = catalogue.metrics()
+    known = catalogue.telemetry_metrics()
     seen: set[str] = set()
     for metric in mapping.metrics:
         where = f"mapping {path}, metric {metric.metric_type!r}"

@@ -28,6 +28,9 @@ class RejectionReason(StrEnum):
     INVALID_METADATA = "invalid_metadata"
     METADATA_TOO_LARGE = "metadata_too_large"
     METADATA_KEY_MISSING = "metadata_key_missing"
+    # Of life events only.
+    UNKNOWN_EVENT_TYPE = "unknown_event_type"
+    UNKNOWN_CUSTOMER = "unknown_customer"
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -47,6 +50,7 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 _REASON_BY_FIELD = {
+    "event_type": RejectionReason.UNKNOWN_EVENT_TYPE,
     "metric_type": RejectionReason.UNKNOWN_METRIC,
     "quantity": RejectionReason.INVALID_QUANTITY,
     "event_id": RejectionReason.INVALID_EVENT_ID,

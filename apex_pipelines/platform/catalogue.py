@@ -25,7 +25,8 @@ class Metric:
     scale : int
         Decimal places kept: a quantity in `unit` is stored as ``quantity * 10**scale``, a whole number.
     kind : str
-        `usage` (counted and billed) or `signal` (read by models only).
+        `usage` (counted and billed), `signal` (read by models only), or `life` (what happened to a customer,
+        reported by the site and the console and never by SDKs).
     metadata_key : str or None
         Key that each event's metadata must carry, such as the feature's name.
     """
@@ -72,6 +73,12 @@ def metrics() -> dict[str, Metric]:
         )
         for row in _rows("metric_catalogue")
     }
+
+
+@cache
+def telemetry_metrics() -> dict[str, Metric]:
+    """The metrics that a customer's own key may report: all but those of kind `life`."""
+    return {name: metric for name, metric in metrics().items() if metric.kind != "life"}
 
 
 @cache

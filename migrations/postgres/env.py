@@ -6,7 +6,8 @@ from alembic import context
 import apex_pipelines.billing.models
 import apex_pipelines.customers.models
 import apex_pipelines.lifecycle.models
-import apex_pipelines.messaging.models  # noqa: F401 - imported for their tables
+import apex_pipelines.messaging.models
+import apex_pipelines.webhooks.models  # noqa: F401 - imported for their tables
 from apex_pipelines.platform.postgres import Base
 
 engine = sa.create_engine(context.config.get_main_option("sqlalchemy.url"), poolclass=sa.NullPool)

@@ -60,7 +60,7 @@ def test_going_on_from_a_day_sends_what_the_whole_run_would_have_sent() -> None:
 
 def test_every_metric_of_the_catalogue_is_sent_by_every_active_kind() -> None:
     sent = Counter(event.event.metric_type for *_, event in everything(SMALL))
-    assert set(sent) == set(catalogue.metrics())
+    assert set(sent) == set(catalogue.telemetry_metrics())
 
 
 def test_repeats_follow_their_original_and_corrections_stay_below_it() -> None:
