@@ -90,6 +90,15 @@ def test_a_customer_is_created_listed_and_its_key_is_never_shown_again(
         assert connection.scalar(sa.text("select count(*) from api_keys where key_hash is not null")) == 1
 
 
+def test_the_operators_key_belongs_to_no_customer(settings: Settings, engine: sa.Engine) -> None:
+    issued = apex(settings, "keys", "issue", "--operator", "--label", "console")
+    assert issued.returncode == 0, issued.stderr
+    (listed,) = json.loads(apex(settings, "keys", "list", "--json").stdout)
+    assert (listed["customer_id"], listed["scopes"], listed["label"]) == (None, ["operator"], "console")
+    for wrong in ((), ("cus_x", "--operator")):
+        assert apex(settings, "keys", "issue", *wrong).returncode == 2
+
+
 def test_tables_keep_customers_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     console.out.file = sys.stdout
     console.show([{"name": "a [/b] [red]c"}], ["name"], as_json=False)
