@@ -116,6 +116,15 @@ def settings(tmp_path: Path, _server_settings: Settings) -> Settings:
     )
 
 
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """What a test's supervisor or server does with signals ends with it: the next one may want Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     """Stands at 2026-06-01 00:00 UTC until the test moves it."""

@@ -60,9 +60,13 @@ class Column(NamedTuple):
     type: str
 
 
+# How the front's own questions about a result begin, by which the query log leaves them out.
+DESCRIBING = b"DESCRIBE TABLE /* of a result */ (\n"
+
+
 def describing(query: bytes) -> bytes:
     """The statement whose rows, as JSONCompactEachRow, are what `described` reads."""
-    return b"DESCRIBE TABLE (\n" + query + b"\n)"
+    return DESCRIBING + query + b"\n)"
 
 
 def described(rows: bytes) -> list[Column]:

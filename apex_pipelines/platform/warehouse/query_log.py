@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from apex_pipelines.platform.warehouse.configuration import QUERY_LOG_TABLE
 from apex_pipelines.platform.warehouse.engine import QUERY_ID_SETTING, Connection
+from apex_pipelines.platform.warehouse.native import DESCRIBING
 
 KEPT_DAYS = 14
 DATABASE = "engine_logs"
@@ -34,6 +35,7 @@ SELECT * REPLACE (
     mapFilter((name, _) -> name != '{QUERY_ID_SETTING}', Settings) AS Settings
 )
 FROM system.{QUERY_LOG_TABLE}
+WHERE NOT startsWith(query, '{DESCRIBING.decode().strip()}')
 """  # noqa: S608 - names of our own
 _VIEW = f"CREATE VIEW IF NOT EXISTS system.query_log AS SELECT * FROM {DATABASE}.query_log"  # noqa: S608
 _COLUMNS = """
