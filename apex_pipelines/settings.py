@@ -86,9 +86,22 @@ class Settings(BaseSettings):
         repr=False,
         validation_alias=AliasChoices("apex_resend_webhook_secret", "resend_webhook_secret"),
     )
+    api_key_outage_hours: float = Field(
+        24.0, description="How long known keys go on working while PostgreSQL can't be asked."
+    )
+    api_key_file_seconds: float = Field(
+        5.0, description="Known keys are written to APEX_HOME at most this often."
+    )
+    api_key_events_per_second: float = Field(
+        5_000.0, ge=0, description="Events a key may send, over all workers together; 0: no limit."
+    )
+    api_key_burst_events: float = Field(20_000.0, ge=1, description="Events a key may send at once.")
     spool_segment_max_bytes: int = 4_194_304
     spool_segment_max_age_ms: int = 500
-    spool_hard_limit_bytes: int = 10_000_000_000
+    spool_soft_limit_bytes: int = Field(
+        8_000_000_000, description="From here on clients are asked to slow down (429)."
+    )
+    spool_hard_limit_bytes: int = Field(10_000_000_000, description="Nothing more is taken (503).")
     loader_max_rows_per_insert: int = 100_000
     loader_poll_ms: int = 100
     event_max_late_days: int = 35
@@ -143,6 +156,11 @@ class Settings(BaseSettings):
     def backup_dir(self) -> Path:
         """Below it are the folders that `BACKUP ... TO File('name')` writes."""
         return self.home_path / "backups"
+
+    @property
+    def known_keys_dir(self) -> Path:
+        """What API workers remember of keys (digests only), for a start while PostgreSQL is away."""
+        return self.home_path / "known-keys"
 
     @property
     def spool_dir(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -29,9 +30,11 @@ from ingest_api.docs_routes import DocsRoutes
 from ingest_api.failure_log import FailureLog
 from ingest_api.health_routes import HealthRoutes
 from ingest_api.intake import Intake
+from ingest_api.key_cache import KeyCache, store_name
 from ingest_api.key_lookup import KeyLookup
 from ingest_api.keys import KeyRing
 from ingest_api.life_event_routes import LifeEventRoutes
+from ingest_api.rate_limit import KeyRates
 from ingest_api.recent_events import RecentEvents
 from ingest_api.request_body import RequestHeaders, RequestProtocol, check_content_type, read_body
 from ingest_api.requests import Handler, Request, request_id
@@ -101,10 +104,20 @@ class IngestApp:
             segment_size=settings.spool_segment_max_bytes,
             segment_age=settings.spool_segment_max_age_ms / 1000,
             spool_size=settings.spool_hard_limit_bytes,
+            soft_size=settings.spool_soft_limit_bytes,
         )
         self._spool = SpoolWriter(settings.spool_dir, f"w{number}", limits, loop, self._counters.flushed)
         url = _database_url(settings)
-        self._keys = KeyRing(KeyLookup(Database(url, read_only=True)), settings.api_key_cache_seconds, loop)
+        # Two servers on one data folder have workers of the same number: the port tells their files apart.
+        name = f"{self._worker_locks.stem}-w{number}"
+        self._keys = KeyRing(
+            KeyLookup(Database(url, read_only=True)),
+            KeyCache(settings.known_keys_dir, name, store_name(settings.database_url), SystemClock()),
+            loop,
+            fresh_seconds=settings.api_key_cache_seconds,
+            outage_seconds=settings.api_key_outage_hours * 3600,
+            save_seconds=settings.api_key_file_seconds,
+        )
         # Apart, so that a look-up of the operator's and a provider's event don't wait for one another.
         self._lookups = DatabaseThread(Database(url, read_only=True), loop)
         self._inbox = DatabaseThread(Database(url), loop)
@@ -123,8 +136,14 @@ class IngestApp:
         settings = self._settings
         clock = clock_from_setting(settings.clock)
         intake = Intake(self._spool, RecentEvents(), self._counters)
+        workers = self._shared_counters.workers
+        rates = KeyRates(
+            settings.api_key_events_per_second / workers,
+            settings.api_key_burst_events / workers,
+            time.monotonic,
+        )
         usage = UsageRoutes(
-            self._rules(catalogue.telemetry_metrics()), self._keys, intake, clock,
+            self._rules(catalogue.telemetry_metrics()), self._keys, rates, intake, clock,
             settings.api_max_batch_events,
         )  # fmt: skip
         life = LifeEventRoutes(

@@ -144,7 +144,11 @@ _KEY_PROBLEMS = (
     Problems(403, ("scope_missing",), "The API key may not do this."),
     Problems(503, ("keys_unavailable",), "Keys can't be checked at the moment; send it again."),
 )
+_RATE_PROBLEMS = (
+    Problems(429, ("rate_limited",), "The key has sent more events than it may; wait and send it again."),
+)
 _SPOOL_PROBLEMS = (
+    Problems(429, ("spool_busy",), "The backlog is large; wait and send it again."),
     Problems(503, ("spool_full", "storage_unavailable"), "Nothing was recorded; send it again."),
 )
 _LIFE_ONLY = frozenset({RejectionReason.UNKNOWN_EVENT_TYPE, RejectionReason.UNKNOWN_CUSTOMER})
@@ -197,6 +201,7 @@ TRACK = Endpoint(
             tuple(reason for reason in RejectionReason if reason not in _LIFE_ONLY),
             "The event can't count, and never will as it is.",
         ),
+        *_RATE_PROBLEMS,
         *_SPOOL_PROBLEMS,
     ),
 )
@@ -251,6 +256,7 @@ BATCH = Endpoint(
         Problems(400, ("invalid_batch",), "The body is no array and no object with the array `events`."),
         Problems(413, ("too_many_events",), "More than 1,000 events."),
         *_KEY_PROBLEMS,
+        *_RATE_PROBLEMS,
         *_SPOOL_PROBLEMS,
     ),
 )

@@ -15,6 +15,7 @@ import msgspec
 
 from apex_pipelines.platform.clock import Clock
 from ingest_api.keys import KeyRing
+from ingest_api.loader_status import read_status
 from ingest_api.metrics import SharedCounters, render
 from ingest_api.requests import Request
 from ingest_api.responses import Response, json_response, text_response
@@ -93,9 +94,11 @@ class HealthRoutes:
         return json_response(body, 200 if is_ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """Prometheus text for all workers."""
+        """Prometheus text for all workers and the loader."""
         usage = await asyncio.to_thread(self._usage) or SpoolUsage(0, 0, None)
-        text = render(self.counters, usage, self._backlog_seconds(usage))
+        loader = await asyncio.to_thread(read_status, self.spool_dir)
+        now = self.host_clock.now().timestamp()
+        text = render(self.counters, usage, self._backlog_seconds(usage), loader, now)
         return text_response(text, "text/plain; version=0.0.4; charset=utf-8")
 
     def _usage(self) -> SpoolUsage | None:

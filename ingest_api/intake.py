@@ -14,7 +14,7 @@ from apex_pipelines.metering.rejections import Rejection
 from ingest_api import metrics
 from ingest_api.recent_events import RecentEvents
 from ingest_api.responses import HttpError
-from ingest_api.spool.group_commit import SpoolFull, SpoolUnavailable, SpoolWriter
+from ingest_api.spool.group_commit import SpoolBusy, SpoolFull, SpoolUnavailable, SpoolWriter
 
 _encode_rows = msgspec.msgpack.Encoder().encode
 
@@ -33,7 +33,7 @@ class Intake:
         Raises
         ------
         HttpError
-            503 if it can't be written now.
+            429 while the backlog is beyond its soft limit, 503 if it can't be written now.
         """
         if event in self.recent:
             self.counters.add(metrics.DUPLICATE)
@@ -46,6 +46,14 @@ class Intake:
         rows = _encode_rows(events)
         try:
             await self.spool.append(rows, len(events))
+        except SpoolBusy as error:
+            self.counters.add(metrics.THROTTLED["spool"])
+            seconds = str(error.retry_after)
+            headers = [
+                ("retry-after", seconds), ("ratelimit-remaining", "0"), ("ratelimit-reset", seconds)
+            ]  # fmt: skip
+            message = f"nothing was recorded: {error}; send it again in {seconds} s with the same event_id"
+            raise HttpError(429, "spool_busy", message, headers) from error
         except SpoolUnavailable as error:
             code = "spool_full" if isinstance(error, SpoolFull) else "storage_unavailable"
             headers = [("retry-after", str(error.retry_after))]

@@ -24,8 +24,12 @@ class KeysUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """An API key as PostgreSQL has it; instants are aware. A key of the operator has no customer."""
+    """An API key as PostgreSQL has it; `digest` is its SHA-256, instants are aware.
 
+    A key of the operator has no customer.
+    """
+
+    digest: bytes
     customer_id: str | None
     scopes: frozenset[str]
     expires_at: datetime | None
@@ -53,7 +57,7 @@ class KeyLookup:
         except DatabaseAway as error:
             raise KeysUnavailable(str(error)) from error
         return {
-            bytes(digest): KeyRecord(customer_id, frozenset(scopes), expires_at, revoked_at)
+            bytes(digest): KeyRecord(bytes(digest), customer_id, frozenset(scopes), expires_at, revoked_at)
             for digest, customer_id, scopes, expires_at, revoked_at in rows
         }
 

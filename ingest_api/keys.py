@@ -5,13 +5,15 @@ a scope allows (the routes say).
 
 Keys are held as SHA-256 digests only. An answer is used for `fresh_seconds`, which bounds how long a revoked
 key still works; when PostgreSQL can't be asked, known keys go on working on their last answer, because
-telemetry of paying customers must not be lost to an outage of ours.
+telemetry of paying customers must not be lost to an outage of ours. That ends when the answer is older than
+`outage_seconds`, and it holds over restarts: what is known is kept in a file (`key_cache`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from apex_pipelines.platform.logging import get_logger
+from ingest_api.key_cache import KeyCache, KnownKey
 from ingest_api.key_lookup import KeyLookup, KeyRecord, KeysUnavailable
 
 log = get_logger(__name__)
@@ -31,6 +34,8 @@ _MAX_UNKNOWN = 20_000
 _MAX_LOOKUP = 1_000
 _RETRY_SECONDS = 1.0  # how long after a failure PostgreSQL is left alone
 _WAIT_SECONDS = 3.0  # how long a request waits for an answer
+# Answers that only confirm what the file says are written this often, to renew their age in it.
+_CONFIRM_SECONDS = 300.0
 
 
 class KeyProblem(StrEnum):
@@ -52,8 +57,11 @@ class KeyRefused(Exception):
 
 @dataclass(slots=True)
 class _Answer:
+    """What PostgreSQL said, and at which monotonic second; `was_known` of a key that it had before."""
+
     record: KeyRecord | None
     checked_at: float
+    was_known: bool = False
 
 
 class KeyRing:
@@ -63,11 +71,27 @@ class KeyRing:
     ----------
     fresh_seconds : float
         How long an answer of PostgreSQL is used without asking again.
+    outage_seconds : float
+        How old an answer may get while PostgreSQL can't be asked.
+    save_seconds : float
+        The file is written at most this often.
     """
 
-    def __init__(self, lookup: KeyLookup, fresh_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        lookup: KeyLookup,
+        cache: KeyCache,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        fresh_seconds: float,
+        outage_seconds: float,
+        save_seconds: float,
+    ) -> None:
         self._lookup = lookup
+        self._cache = cache
         self._fresh_seconds = fresh_seconds
+        self._outage_seconds = outage_seconds
+        self._save_seconds = save_seconds
         self._loop = loop
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
         self._known: OrderedDict[bytes, _Answer] = OrderedDict()
@@ -75,6 +99,10 @@ class KeyRing:
         self._wanted: dict[bytes, asyncio.Future[None]] = {}
         self._is_asking = False
         self._away_until = 0.0
+        self._save_timer: asyncio.TimerHandle | None = None
+        self._saved_at = -math.inf
+        self._is_saving = False
+        self._recall()
 
     async def resolve(self, key: str | None, now: datetime) -> KeyRecord:
         """The record of `key`, which is valid at `now`.
@@ -94,7 +122,7 @@ class KeyRing:
         answer = self._known.get(digest) or self._unknown.get(digest)
         if answer is None or time.monotonic() - answer.checked_at > self._fresh_seconds:
             answer = await self._ask(digest) or answer
-            if answer is None or (answer.record is None and self._is_stale(answer)):
+            if answer is None or self._is_too_old(answer):
                 raise KeysUnavailable("API keys can't be checked at the moment")
         record = answer.record
         if record is None:
@@ -115,11 +143,19 @@ class KeyRing:
         return True
 
     def close(self) -> None:
+        if self._save_timer is not None:
+            self._save_timer.cancel()
+            self._save(self._snapshot())
         self._thread.submit(self._lookup.close)
         self._thread.shutdown()
 
-    def _is_stale(self, answer: _Answer) -> bool:
-        return time.monotonic() - answer.checked_at > self._fresh_seconds
+    def _is_too_old(self, answer: _Answer) -> bool:
+        """Whether an answer can't be used even in an outage."""
+        age = time.monotonic() - answer.checked_at
+        # A key that nobody knew may have been issued meanwhile; one that was taken away stays so.
+        return age > (
+            self._fresh_seconds if answer.record is None and not answer.was_known else self._outage_seconds
+        )
 
     async def _ask(self, digest: bytes) -> _Answer | None:
         """A fresh answer, or None when PostgreSQL is away. Keys asked for meanwhile share the next query."""
@@ -153,9 +189,10 @@ class KeyRing:
         if error is not None:
             self._away_until = now + _RETRY_SECONDS
             unanswered = KeysUnavailable(str(error))
+        is_news = False
         for digest, told in asked.items():
             if error is None:
-                self._keep(digest, _Answer(done.result().get(digest), now))
+                is_news |= self._keep(digest, _Answer(done.result().get(digest), now))
             if told.done():
                 continue
             if error is None:
@@ -167,10 +204,16 @@ class KeyRing:
             self._send()
         else:
             self._is_asking = False
-        if error is not None:
+        if error is None:
+            self._save_later(self._save_seconds if is_news else max(self._save_seconds, _CONFIRM_SECONDS))
+        else:
             log.error("API keys can't be looked up; known ones go on working", error=str(error))
 
-    def _keep(self, digest: bytes, answer: _Answer) -> None:
+    def _keep(self, digest: bytes, answer: _Answer) -> bool:
+        """Remember an answer; returns whether it says something new about a key worth keeping in the file."""
+        before = self._known.get(digest) or self._unknown.get(digest)
+        if answer.record is None and before is not None:
+            answer.was_known = before.was_known or before.record is not None
         kept, other, limit = (
             (self._unknown, self._known, _MAX_UNKNOWN)
             if answer.record is None
@@ -181,3 +224,54 @@ class KeyRing:
         kept[digest] = answer
         if len(kept) > limit:
             kept.popitem(last=False)  # the answer that is oldest
+        return answer.record != (before.record if before is not None else None)
+
+    def _recall(self) -> None:
+        """Take in what the files say; it is asked for again at first use, and stands when nobody answers."""
+        now = time.monotonic()
+        known = self._cache.load(self._outage_seconds)
+        for key in known:
+            # Never fresh: whatever happened while this worker was not running must be asked for.
+            checked_at = now - max(key.age_seconds, self._fresh_seconds + 1.0)
+            self._keep(key.digest, _Answer(key.record, checked_at, was_known=key.record is None))
+        if known:
+            log.info("API keys are known from before", keys=len(known))
+
+    def _save_later(self, seconds: float) -> None:
+        """Write the file `seconds` after it was last written, or sooner if that is planned already."""
+        if self._is_saving:
+            seconds = max(seconds, self._save_seconds)
+        at = max(self._saved_at + seconds, self._loop.time())
+        if self._save_timer is not None:
+            if self._save_timer.when() <= at:
+                return
+            self._save_timer.cancel()
+        self._save_timer = self._loop.call_at(at, self._save_now)
+
+    def _save_now(self) -> None:
+        self._save_timer = None
+        if self._is_saving:
+            self._save_later(self._save_seconds)
+            return
+        self._is_saving = True
+        # Not in the thread of the look-ups: a slow disk must not hold requests.
+        saved = self._loop.run_in_executor(None, self._save, self._snapshot())
+        saved.add_done_callback(lambda _: self._saved())
+
+    def _saved(self) -> None:
+        self._saved_at = self._loop.time()
+        self._is_saving = False
+
+    def _snapshot(self) -> list[KnownKey]:
+        now = time.monotonic()
+        gone = [(digest, answer) for digest, answer in self._unknown.items() if answer.was_known]
+        return [
+            KnownKey(digest, answer.record, now - answer.checked_at)
+            for digest, answer in [*self._known.items(), *gone]
+        ]
+
+    def _save(self, known: list[KnownKey]) -> None:
+        try:
+            self._cache.save(known)
+        except OSError as error:
+            log.error("API keys can't be remembered for the next start", error=str(error))

@@ -1,7 +1,9 @@
 """The loader: lands sealed spool segments in `raw.usage_events`, each row once, whatever dies meanwhile.
 
-Belongs here: the order of the steps, and what to do when one fails. Does not belong here: SQL (`raw_events`),
-files (`spool.reading`).
+Belongs here: the order of the steps, and what to do when one fails. Does not belong here: inserting
+(`landing`), SQL (`raw_events`), files (`spool.reading`).
+
+One insert carries as many segments as fit; each keeps its own batch id, by which its rows are counted.
 
 A segment is removed only after its rows were counted in the table. After a start or an error nobody knows how
 far the last insert came, so the rows of every segment then in the spool are looked up before any is inserted.
@@ -16,8 +18,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,26 +31,28 @@ from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform.clock import SystemClock
 from apex_pipelines.platform.logging import configure_logging, get_logger
 from apex_pipelines.settings import Settings
-from ingest_api.raw_events import Batch, DeadLetter, RawEvents, is_bad_value
+from ingest_api.dead_letters import DeadLetter, DeadLetters
+from ingest_api.landing import Landing, LandingIncomplete
+from ingest_api.loader_status import LoaderStatus, read_status, write_status
+from ingest_api.raw_events import Batch, RawEvents
 from ingest_api.spool.reading import Segment, read_segment, recover_abandoned, remove_unfinished
 from ingest_api.spool.segments import OPEN, SEALED, list_segments, sync_folder
 
 log = get_logger(__name__)
 
-_MAX_SEGMENTS_PER_INSERT = 100
+_MAX_SEGMENTS_PER_INSERT = 10_000  # bounds memory when segments are tiny
 _MAX_BYTES_PER_INSERT = 64 * 1024 * 1024
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
+_IDLE_STATUS_SECONDS = 1.0
+_ARRAY_OF_ONE = b"\x91"  # MessagePack
 
 _decode_events = msgspec.msgpack.Decoder(list[AcceptedEvent]).decode
+_split_events = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class LoaderAlreadyRunning(RuntimeError):
     """Another process loads this spool."""
-
-
-class LandingIncomplete(RuntimeError):
-    """Rows that were inserted can't all be found in the table."""
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -81,7 +87,7 @@ class Loader:
     Parameters
     ----------
     max_rows : int
-        Rows after which an insert takes no further segment.
+        Rows of one insert at most, unless a single segment has more.
     """
 
     def __init__(
@@ -90,6 +96,11 @@ class Loader:
         self._folder = folder
         self._table = table
         self._stop = stop
+        self._letters = DeadLetters(lambda: table.client)
+        self._landing = Landing(table, stop, poll_seconds)
+        self._status = read_status(folder) or LoaderStatus()
+        self._clock = SystemClock()
+        self._queue: deque[Path] = deque()
         self._max_rows = max_rows
         self._poll_seconds = poll_seconds
         # Batches of which some rows may stand in the table already.
@@ -98,20 +109,23 @@ class Loader:
     def run(self) -> None:
         """Load until told to stop."""
         pause = _FIRST_PAUSE_SECONDS
-        remove_unfinished(self._folder, SystemClock().now())
+        remove_unfinished(self._folder, self._clock.now())
         log.info("loader ready", waiting=len(self._in_doubt))
         while not self._stop.is_set():
             group: list[Segment] = []
             try:
-                recover_abandoned(self._folder)
                 group = self._next_group()
                 if group:
                     self._land(group)
-                else:
+                self._succeeded(is_idle=not group)
+                if not group:
                     self._stop.wait(self._poll_seconds)
                 pause = _FIRST_PAUSE_SECONDS
             except (ClickHouseError, OSError, LandingIncomplete) as error:
                 self._in_doubt.update(segment.batch_id for segment in group)
+                self._queue.clear()
+                self._status.failures += 1
+                write_status(self._folder, self._status)
                 self._table.disconnect()
                 log.error("loading failed; trying again", error=str(error)[:500], seconds=pause)
                 self._stop.wait(pause)
@@ -119,77 +133,64 @@ class Loader:
 
     def _next_group(self) -> list[Segment]:
         """The oldest segments that fit into one insert."""
+        if not self._queue:
+            # The folder is read once for all that waits in it, not once for each insert.
+            recover_abandoned(self._folder)
+            self._queue.extend(list_segments(self._folder, SEALED))
         group: list[Segment] = []
         rows = size = 0
-        for path in list_segments(self._folder, SEALED)[:_MAX_SEGMENTS_PER_INSERT]:
+        while self._queue and len(group) < _MAX_SEGMENTS_PER_INSERT:
+            path = self._queue[0]
             try:
                 segment = read_segment(path)
             except OSError as error:
                 # One bad sector must not hold up all others; the segment stays and is tried again.
                 log.error("segment can't be read", batch_id=path.stem, error=str(error))
+                self._queue.popleft()
                 continue
-            group.append(segment)
             rows += segment.row_count
             size += segment.size
-            if rows >= self._max_rows or size >= _MAX_BYTES_PER_INSERT:
+            if group and (rows > self._max_rows or size > _MAX_BYTES_PER_INSERT):
                 break
+            group.append(segment)
+            self._queue.popleft()
         return group
 
     def _land(self, group: list[Segment]) -> None:
+        began = time.perf_counter()
+        inserts_before = self._landing.inserts
         dead: list[DeadLetter] = []
         batches = [_decode(segment, dead) for segment in group]
         expected = {batch.batch_id: len(batch.rows) for batch in batches}
-        missing = self._missing(batches)
+        missing = self._landing.missing(batches, self._in_doubt)
         if missing:
-            for letter in self._insert(missing):
-                dead.append(letter)
-                expected[letter.batch_id] -= 1
+            events = {batch.batch_id: batch for batch in batches}
+            segments = {segment.batch_id: segment for segment in group}
+            for refusal in self._landing.insert(missing):
+                batch_id, row = refusal.batch_id, refusal.batch_row
+                event = events[batch_id].events[events[batch_id].rows.index(row)]
+                raw = _raw_event(segments[batch_id], row)
+                dead.append(DeadLetter.of_event(batch_id, row, raw, event, refusal.reason))
+                expected[batch_id] -= 1
         if dead:
-            self._table.bury(dead)
+            self._status.dead_letters += self._letters.bury(dead)
         self._verify(expected, just_now=self._in_doubt.isdisjoint(expected))
         for segment in group:
             segment.path.unlink(missing_ok=True)
         sync_folder(self._folder)
         self._in_doubt.difference_update(expected)
+        self._status.rows += sum(expected.values())
+        self._status.segments += len(group)
+        self._status.inserts += self._landing.inserts - inserts_before
+        self._status.seconds += time.perf_counter() - began
         log.debug("landed", segments=len(group), rows=sum(expected.values()))
 
-    def _missing(self, batches: list[Batch]) -> list[Batch]:
-        """The rows that are not in the table; only batches in doubt have to be looked up."""
-        in_doubt = [batch.batch_id for batch in batches if batch.batch_id in self._in_doubt]
-        if not in_doubt:
-            return [batch for batch in batches if batch.rows]
-        while self._table.running_inserts():
-            log.info("waiting for an insert that is still running")
-            if self._stop.wait(self._poll_seconds):
-                raise LandingIncomplete("stopped while an earlier insert was still running")
-        stored = self._table.stored(in_doubt, just_now=False)
-        missing = []
-        for batch in batches:
-            there = stored.get(batch.batch_id)
-            if there is not None:
-                batch = _without(batch, self._table.stored_rows(batch.batch_id))
-                log.info(
-                    "segment was loaded before, at least in part",
-                    batch_id=batch.batch_id, there=there.distinct, missing=len(batch.rows),
-                )  # fmt: skip
-            if batch.rows:
-                missing.append(batch)
-        return missing
-
-    def _insert(self, batches: list[Batch]) -> Iterator[DeadLetter]:
-        """Insert, halving what is refused until the bad rows stand alone; those are returned."""
-        try:
-            self._table.insert(batches)
-        except Exception as error:
-            if not is_bad_value(error):
-                raise
-            halves = _halves(batches)
-            if halves is None:
-                batch = batches[0]
-                yield DeadLetter.of_event(batch.batch_id, batch.rows[0], batch.events[0], str(error))
-                return
-            for half in halves:
-                yield from self._insert(half)
+    def _succeeded(self, *, is_idle: bool) -> None:
+        """Tell when all was well; of an idle loader once a second is often enough."""
+        now = self._clock.now().timestamp()
+        if not is_idle or now - (self._status.last_success_at or 0.0) >= _IDLE_STATUS_SECONDS:
+            self._status.last_success_at = now
+            write_status(self._folder, self._status)
 
     def _verify(self, expected: dict[str, int], *, just_now: bool) -> None:
         stored = self._table.stored(list(expected), just_now=just_now)
@@ -211,34 +212,19 @@ def _decode(segment: Segment, dead: list[DeadLetter]) -> Batch:
             decoded = _decode_events(frame.payload)
         except ValueError as error:
             reason = f"{frame.row_count} rows can't be decoded: {error}"
-            dead.append(DeadLetter.of_bytes(segment.batch_id, frame.first_row, frame.payload, reason))
+            dead.append(
+                DeadLetter.of_frame(segment.batch_id, frame.first_row, frame.row_count, frame.payload, reason)
+            )
             continue
         rows.extend(range(frame.first_row, frame.first_row + len(decoded)))
         events.extend(decoded)
     return Batch(segment.batch_id, rows, events)
 
 
-def _without(batch: Batch, there: frozenset[int]) -> Batch:
-    kept = [index for index, row in enumerate(batch.rows) if row not in there]
-    return Batch(
-        batch.batch_id, [batch.rows[index] for index in kept], [batch.events[index] for index in kept]
-    )
-
-
-def _halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]] | None:
-    """Two parts with as little as possible in common; None for a single row."""
-    if len(batches) > 1:
-        middle = len(batches) // 2
-        return list(batches[:middle]), list(batches[middle:])
-    batch = batches[0]
-    middle = len(batch.rows) // 2
-    if not middle:
-        return None
-    first, second = slice(None, middle), slice(middle, None)
-    return (
-        [Batch(batch.batch_id, batch.rows[first], batch.events[first])],
-        [Batch(batch.batch_id, batch.rows[second], batch.events[second])],
-    )
+def _raw_event(segment: Segment, row: int) -> bytes:
+    """The bytes of one event as they are in the spool, as an array of one."""
+    frame = next(part for part in segment.frames if 0 <= row - part.first_row < part.row_count)
+    return _ARRAY_OF_ONE + bytes(_split_events(frame.payload)[row - frame.first_row])
 
 
 @contextlib.contextmanager

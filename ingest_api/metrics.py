@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from apex_pipelines.metering.rejections import RejectionReason
+from ingest_api.loader_status import LoaderStatus
 from ingest_api.spool.segments import SpoolUsage
 
 FLUSH_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0)
@@ -35,6 +36,9 @@ DUPLICATE = Series("apex_ingest_events_duplicate_total")
 REJECTED = {
     reason: Series("apex_ingest_events_rejected_total", f'reason="{reason}"') for reason in RejectionReason
 }
+THROTTLED = {
+    cause: Series("apex_ingest_throttled_total", f'cause="{cause}"') for cause in ("key_rate", "spool")
+}
 ANSWERS = {status: Series("apex_ingest_responses_total", f'status="{status}xx"') for status in (2, 3, 4, 5)}
 BYTES = Series("apex_ingest_spooled_bytes_total")
 FLUSH_SECONDS = Series("apex_ingest_fsync_seconds_sum")
@@ -47,17 +51,26 @@ _HELP = {
     "apex_ingest_events_accepted_total": "Events acknowledged as durable.",
     "apex_ingest_events_duplicate_total": "Repeats recognised while fresh; the marts find the rest.",
     "apex_ingest_events_rejected_total": "Events not accepted, by reason.",
+    "apex_ingest_throttled_total": "Requests answered with 429, by what they were too much for.",
     "apex_ingest_responses_total": "Answers by class of HTTP status.",
     "apex_ingest_spooled_bytes_total": "Bytes of events made durable.",
     "apex_ingest_fsync_seconds": "Seconds that one group commit took to write and sync.",
     "apex_ingest_spool_bytes": "Bytes in the spool that are not loaded yet.",
     "apex_ingest_spool_segments": "Segments in the spool that are not loaded yet.",
     "apex_ingest_backlog_seconds": "Age of the oldest segment that is not loaded yet.",
+    "apex_loader_rows_total": "Rows found in raw.usage_events after loading.",
+    "apex_loader_segments_total": "Segments loaded and removed.",
+    "apex_loader_inserts_total": "Inserts that succeeded.",
+    "apex_loader_seconds_total": "Seconds spent on loading, from reading segments to removing them.",
+    "apex_loader_dead_letters_total": "Rows or frames put aside because they can't be loaded.",
+    "apex_loader_failures_total": "Loads that failed and were tried again.",
+    "apex_loader_last_success_age_seconds": "Since a load ended well or nothing was left to load.",
 }
 _ALL = [
     ACCEPTED,
     DUPLICATE,
     *REJECTED.values(),
+    *THROTTLED.values(),
     *ANSWERS.values(),
     BYTES,
     *FLUSH_BUCKET,
@@ -123,8 +136,22 @@ def claim_worker_number(lock_file: Path, workers: int) -> int:
     raise OSError(f"all {workers} worker numbers are taken in {lock_file}")
 
 
-def render(counters: SharedCounters, usage: SpoolUsage, backlog_seconds: float) -> str:
-    """The Prometheus exposition of all workers' counters and of the spool."""
+def render(
+    counters: SharedCounters,
+    usage: SpoolUsage,
+    backlog_seconds: float,
+    loader: LoaderStatus | None,
+    now: float,
+) -> str:
+    """The Prometheus exposition of all workers' counters, of the spool and of its loader.
+
+    Parameters
+    ----------
+    loader : LoaderStatus or None
+        Without one its series are left out, so that a loader that never ran shows as absent.
+    now : float
+        The machine's time in seconds since 1970-01-01 UTC.
+    """
     lines: list[str] = []
     described: set[str] = set()
 
@@ -143,4 +170,10 @@ def render(counters: SharedCounters, usage: SpoolUsage, backlog_seconds: float) 
     sample("apex_ingest_spool_bytes", "", usage.size, "gauge")
     sample("apex_ingest_spool_segments", "", usage.segments, "gauge")
     sample("apex_ingest_backlog_seconds", "", backlog_seconds, "gauge")
+    if loader is not None:
+        for field in ("rows", "segments", "inserts", "seconds", "dead_letters", "failures"):
+            sample(f"apex_loader_{field}_total", "", getattr(loader, field), "counter")
+        if loader.last_success_at is not None:
+            age = max(0.0, now - loader.last_success_at)
+            sample("apex_loader_last_success_age_seconds", "", age, "gauge")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,8 @@ Everything is JSON, times are UTC (ISO 8601). A request's id comes back in the h
 when you send one of at most 128 letters, digits and `._:=+/@-`, else one of ours.
 
 Every error has the same envelope: `{"success": false, "error": {"code", "message", "request_id"}}`; codes
-never change their meaning. 503 comes with `Retry-After` (seconds): send the same again, same `event_id`.
+never change their meaning. 429 and 503 come with
+`Retry-After` (seconds): send the same again, same `event_id`.
 
 Besides the answers listed with each endpoint there are 404 (`not_found`) for other paths and 405
 (`method_not_allowed`, with `Allow`) for other methods. What is not HTTP at all, or has headers beyond the
@@ -35,6 +36,13 @@ _SCHEMES = {
 }
 _STATUS_HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: {
+        "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}},
+        "RateLimit-Limit": {"description": "How much fits at once.", "schema": {"type": "string"}},
+        "RateLimit-Remaining": {"description": "How much fits now.", "schema": {"type": "string"}},
+        "RateLimit-Reset": {"description": "Seconds.", "schema": {"type": "string"}},
+        "RateLimit-Policy": {"description": "The key's limits.", "schema": {"type": "string"}},
+    },
     503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}},
 }
 _INTERNAL = Problems(500, ("internal_error",), "The request failed on our side; the log knows its id.")

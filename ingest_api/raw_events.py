@@ -1,26 +1,22 @@
 """`raw.usage_events` as the loader sees it: what is there, what is missing, putting it there.
 
-Belongs here: SQL and column order of the raw tables, and which errors mean that a row itself is bad.
-Does not belong here: segments on disk, and when to try again (`loader`).
+Belongs here: SQL and column order of that table, and which errors mean that a row itself is bad.
+Does not belong here: segments on disk, when to try again (`loader`), rows that can't be loaded
+(`dead_letters`).
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, DataError
 
 from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform import clickhouse
-from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.settings import Settings
 from ingest_api.spool.segments import begun_at_ms
-
-log = get_logger(__name__)
 
 _COLUMNS = {
     "customer_id": "String",
@@ -54,22 +50,22 @@ where batch_id in {batch_ids:Array(String)}
 group by batch_id
 """
 _ROWS = """
-select distinct batch_row
+select batch_id, groupUniqArray(batch_row)
 from raw.usage_events
-where batch_id = {batch_id:String}
+where batch_id in {batch_ids:Array(String)}
   and loaded_at >= least(fromUnixTimestamp64Milli({begun_ms:Int64}, 'UTC'), now64(3, 'UTC'))
     - toIntervalSecond({margin:UInt32})
+group by batch_id
 """
 _RUNNING_INSERTS = """
 select count()
 from system.processes
 where query_kind = 'Insert' and Settings['log_comment'] = {origin:String}
 """
-_DEAD_ROWS = """
-select batch_id, batch_row
-from raw.usage_dead_letters
-where batch_id in {batch_ids:Array(String)}
-"""
+# A look-up names its batches in one parameter, of which a server takes 128 KiB.
+_MAX_NAMES_CHARACTERS = 100_000
+# An insert becomes one part: its blocks are put together up to these sizes, which it stays below.
+_ONE_BLOCK = {"min_insert_block_size_rows": 1 << 24, "min_insert_block_size_bytes": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +85,6 @@ class Stored:
     distinct: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A row, or a whole frame from that row on, that can't be loaded."""
-
-    batch_id: str
-    batch_row: int
-    payload: str
-    reason: str
-
-    @classmethod
-    def of_event(cls, batch_id: str, batch_row: int, event: AcceptedEvent, reason: str) -> DeadLetter:
-        """The letter of an event that the table refuses; its payload is a JSON array."""
-        return cls(batch_id, batch_row, msgspec.json.encode(event).decode(), reason)
-
-    @classmethod
-    def of_bytes(cls, batch_id: str, batch_row: int, payload: bytes, reason: str) -> DeadLetter:
-        """The letter of a frame that can't be decoded; its payload is kept as base64."""
-        return cls(batch_id, batch_row, f"base64:{base64.b64encode(payload).decode()}", reason)
-
-
 def is_bad_value(error: Exception) -> bool:
     """Whether `error` says that a row itself can't be stored, so that trying again would not help."""
     if isinstance(error, DataError | UnicodeError | OverflowError):
@@ -117,7 +93,7 @@ def is_bad_value(error: Exception) -> bool:
 
 
 class RawEvents:
-    """The raw tables, over one client that is made when needed.
+    """The raw table, over one client that is made when needed.
 
     Parameters
     ----------
@@ -131,7 +107,8 @@ class RawEvents:
         self._connected: Client | None = None
 
     @property
-    def _client(self) -> Client:
+    def client(self) -> Client:
+        """The client, made when there is none."""
         if self._connected is None:
             self._connected = clickhouse.connect(
                 self._settings, query_origin=self._origin, timeout_seconds=120
@@ -146,7 +123,7 @@ class RawEvents:
 
     def running_inserts(self) -> int:
         """Inserts of ours that still run, such as one whose loader was killed: it may yet succeed."""
-        result = self._client.query(_RUNNING_INSERTS, parameters={"origin": self._origin})
+        result = self.client.query(_RUNNING_INSERTS, parameters={"origin": self._origin})
         return int(result.result_rows[0][0])
 
     def stored(self, batch_ids: Sequence[str], *, just_now: bool) -> dict[str, Stored]:
@@ -157,17 +134,27 @@ class RawEvents:
         just_now : bool
             All that is there was inserted a moment ago, so that minutes of the table are enough to look at.
         """
-        parameters = {"batch_ids": list(batch_ids), **_loaded_since(batch_ids, just_now=just_now)}
-        rows = self._client.query(_COUNTS, parameters=parameters).result_rows
-        return {batch_id: Stored(count, distinct) for batch_id, count, distinct in rows}
+        found: dict[str, Stored] = {}
+        for names in _in_parts(batch_ids):
+            parameters = {"batch_ids": names, **_loaded_since(names, just_now=just_now)}
+            rows = self.client.query(_COUNTS, parameters=parameters).result_rows
+            found.update((batch_id, Stored(count, distinct)) for batch_id, count, distinct in rows)
+        return found
 
-    def stored_rows(self, batch_id: str) -> frozenset[int]:
-        """Which rows of one batch are there."""
-        parameters = {"batch_id": batch_id, **_loaded_since([batch_id], just_now=False)}
-        return frozenset(row for (row,) in self._client.query(_ROWS, parameters=parameters).result_rows)
+    def stored_rows(self, batch_ids: Sequence[str]) -> dict[str, frozenset[int]]:
+        """Which rows of each batch are there; batches of which nothing is there are absent."""
+        found: dict[str, frozenset[int]] = {}
+        for names in _in_parts(batch_ids):
+            parameters = {"batch_ids": names, **_loaded_since(names, just_now=False)}
+            rows = self.client.query(_ROWS, parameters=parameters).result_rows
+            found.update((batch_id, frozenset(numbers)) for batch_id, numbers in rows)
+        return found
 
     def insert(self, batches: Sequence[Batch]) -> None:
-        """Insert all rows in one block, which lands whole or not at all."""
+        """Insert all rows, as one part as far as the server's own limits allow.
+
+        Whoever is killed meanwhile must look up what is there: nothing here relies on all or nothing.
+        """
         events = [event for batch in batches for event in batch.events]
         columns: list[Sequence[object]] = [
             [event.customer_id for event in events],
@@ -183,39 +170,15 @@ class RawEvents:
             [row for batch in batches for row in batch.rows],
         ]
         # Native columns took as long as Arrow here (100,000 rows in 0.1 s) and need no conversion of times.
-        self._client.insert(
+        self.client.insert(
             "usage_events",
             columns,
             column_names=list(_COLUMNS),
             column_type_names=list(_COLUMNS.values()),
             database="raw",
             column_oriented=True,
-            settings=clickhouse.DURABLE_INSERT,
+            settings={**clickhouse.DURABLE_INSERT, **_ONE_BLOCK},
         )
-
-    def bury(self, letters: Iterable[DeadLetter]) -> None:
-        """Keep rows that can't be loaded, each once, with the reason."""
-        letters = list(letters)
-        parameters = {"batch_ids": sorted({letter.batch_id for letter in letters})}
-        there = {tuple(row) for row in self._client.query(_DEAD_ROWS, parameters=parameters).result_rows}
-        rows = [
-            [letter.batch_id, letter.batch_row, letter.payload, letter.reason]
-            for letter in letters
-            if (letter.batch_id, letter.batch_row) not in there
-        ]
-        for letter in letters:
-            log.error(
-                "event can't be loaded; kept in raw.usage_dead_letters",
-                batch_id=letter.batch_id,
-                batch_row=letter.batch_row,
-                reason=letter.reason,
-            )
-        if rows:
-            names = ["batch_id", "batch_row", "payload", "reason"]
-            self._client.insert(
-                "usage_dead_letters", rows, column_names=names, database="raw",
-                settings=clickhouse.DURABLE_INSERT,
-            )  # fmt: skip
 
 
 def _loaded_since(batch_ids: Sequence[str], *, just_now: bool) -> dict[str, int]:
@@ -225,3 +188,17 @@ def _loaded_since(batch_ids: Sequence[str], *, just_now: bool) -> dict[str, int]
     # A foreign name tells no time: then the whole table is looked at.
     begun = min(begun_at_ms(batch_id) or _ANY_TIME_MARGIN_SECONDS * 1000 for batch_id in batch_ids)
     return {"begun_ms": begun, "margin": _ANY_TIME_MARGIN_SECONDS}
+
+
+def _in_parts(batch_ids: Sequence[str]) -> Iterator[list[str]]:
+    """The names in lists that one query can carry."""
+    part: list[str] = []
+    size = 0
+    for batch_id in batch_ids:
+        size += len(batch_id) + 3  # quotes and a comma
+        if part and size > _MAX_NAMES_CHARACTERS:
+            yield part
+            part, size = [], len(batch_id) + 3
+        part.append(batch_id)
+    if part:
+        yield part

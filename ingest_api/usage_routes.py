@@ -6,6 +6,7 @@ Belongs here: the order of the steps and their answers. Does not belong here: wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -21,12 +22,15 @@ from ingest_api import metrics
 from ingest_api.authorization import bearer, require_key
 from ingest_api.decoding import decode_batch, decode_track
 from ingest_api.intake import Intake
+from ingest_api.key_lookup import KeyRecord
 from ingest_api.keys import KeyRing
+from ingest_api.rate_limit import KeyRates, RateExceeded
 from ingest_api.requests import Request
 from ingest_api.responses import HttpError, Response, json_response
 
 # `historical` lifts the limit on late events; a key that has only that may send events as well.
 _INGEST_SCOPES = frozenset({"ingest", "historical"})
+_HISTORICAL = "historical"
 
 
 class Recorded(msgspec.Struct):
@@ -71,6 +75,7 @@ class UsageRoutes:
 
     rules: MeteringRules
     keys: KeyRing
+    rates: KeyRates
     intake: Intake
     clock: Clock
     max_batch_events: int
@@ -80,11 +85,17 @@ class UsageRoutes:
         event = decode_track(request.body)
         if isinstance(event, Rejection):
             raise self.intake.unprocessable(event)
-        arrival = await self._arrival(request, event.api_key)
+        key = await self._key(request, event.api_key)
+        arrival = self._arrival(key)
+        self._limit(key, 1)
         verdict = self.rules.judge(event, arrival)
         if isinstance(verdict, Rejection):
             raise self.intake.unprocessable(verdict)
-        is_new = await self.intake.take(verdict)
+        try:
+            is_new = await self.intake.take(verdict)
+        except HttpError:
+            self.rates.give_back(key.digest, 1)
+            raise
         scale = self.rules.metrics[verdict.metric_type].scale
         quantity = from_storage(verdict.quantity, scale).normalize() if scale else verdict.quantity
         recorded = Recorded(verdict.customer_id, verdict.metric_type, quantity, verdict.event_id)
@@ -93,7 +104,9 @@ class UsageRoutes:
     async def batch(self, request: Request) -> Response:
         """Record the good events of a batch and say what became of each."""
         batch = decode_batch(request.body, request.headers.get("content-type") or "", self.max_batch_events)
-        arrival = await self._arrival(request, batch.api_key)
+        key = await self._key(request, batch.api_key)
+        arrival = self._arrival(key)
+        self._limit(key, len(batch.events))
         recent, counters = self.intake.recent, self.intake.counters
         results: list[EventResult] = []
         fresh: dict[str, AcceptedEvent] = {}
@@ -108,7 +121,11 @@ class UsageRoutes:
                 fresh[verdict.event_id] = verdict
                 results.append(EventResult(verdict.event_id, "accepted"))
         if fresh:
-            await self.intake.make_durable(list(fresh.values()))
+            try:
+                await self.intake.make_durable(list(fresh.values()))
+            except HttpError:
+                self.rates.give_back(key.digest, len(fresh))
+                raise
         rejected = sum(1 for result in results if result.status == "rejected")
         duplicates = len(results) - rejected - len(fresh)
         counters.add(metrics.DUPLICATE, duplicates)
@@ -117,10 +134,33 @@ class UsageRoutes:
     def _judge(self, event: UsageEvent | Rejection, arrival: Arrival) -> AcceptedEvent | Rejection:
         return event if isinstance(event, Rejection) else self.rules.judge(event, arrival)
 
-    async def _arrival(self, request: Request, body_key: str | None) -> Arrival:
-        now = self.clock.now()
+    async def _key(self, request: Request, body_key: str | None) -> KeyRecord:
         key = bearer(request.headers) or body_key
-        record = await require_key(self.keys, key, now, _INGEST_SCOPES, "send usage events")
-        if record.customer_id is None:
+        return await require_key(self.keys, key, self.clock.now(), _INGEST_SCOPES, "send usage events")
+
+    def _arrival(self, key: KeyRecord) -> Arrival:
+        if key.customer_id is None:
             raise HttpError(403, "scope_missing", "a key of the operator may not send usage events")
-        return self.rules.arrival(record.customer_id, now, historical="historical" in record.scopes)
+        return self.rules.arrival(key.customer_id, self.clock.now(), historical=_HISTORICAL in key.scopes)
+
+    def _limit(self, key: KeyRecord, events: int) -> None:
+        if _HISTORICAL in key.scopes:
+            return  # an import of ours, not an app in the field; the spool alone slows it
+        try:
+            self.rates.take(key.digest, events)
+        except RateExceeded as error:
+            self.intake.counters.add(metrics.THROTTLED["key_rate"])
+            seconds = max(1, math.ceil(error.wait))
+            rate, burst = round(self.rates.per_second), round(self.rates.burst)
+            headers = [
+                ("retry-after", str(seconds)),
+                ("ratelimit-limit", str(burst)),
+                ("ratelimit-remaining", str(error.left)),
+                ("ratelimit-reset", str(seconds)),
+                ("ratelimit-policy", f"{rate};w=1;burst={burst}"),
+            ]
+            message = (
+                f"nothing was recorded: this API key may send {rate} events a second and {burst} at once, "
+                f"{error.left} more now; send it again in {seconds} s with the same event_id"
+            )
+            raise HttpError(429, "rate_limited", message, headers) from error

@@ -1,4 +1,4 @@
-"""`apex up`, `apex status`, `apex doctor`, `apex ingest serve`."""
+"""`apex up`, `apex status`, `apex doctor`, `apex ingest serve`, `apex ingest load`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from rich.markup import escape
 
 from apex_pipelines.commands.console import json_option, out, show
+from apex_pipelines.commands.dead_letters import dead_letters
 from apex_pipelines.platform import doctor as checkup
 from apex_pipelines.platform.dbt import ensure_manifest
 from apex_pipelines.platform.supervisor import Supervisor, read_records
@@ -90,7 +91,10 @@ def doctor(settings: Settings, as_json: bool) -> None:
 
 @click.group()
 def ingest() -> None:
-    """The ingest API."""
+    """The ingest API: serve, load, dead letters."""
+
+
+ingest.add_command(dead_letters)
 
 
 @ingest.command("serve", epilog="\b\nExample:\n  apex ingest serve --port 8080 --workers 2\n")

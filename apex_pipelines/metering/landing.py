@@ -29,6 +29,8 @@ class Landed:
         Events answered as accepted; repeats that the API no longer knew are among them.
     counted : int
         Events that count, each `event_id` once a customer; as of the last dbt run.
+    dead_letters : int
+        Letters that no replay has landed yet.
     last_loaded_at : datetime or None
         When the newest row was loaded, UTC; None for an empty table.
     """
@@ -86,15 +88,16 @@ def landed(client: Client) -> Landed:
         str(name): count
         for name, count in client.query(
             "select concat(database, '.', name), total_rows from system.tables "
-            "where (database, name) in (('raw', 'usage_events'), ('raw', 'usage_dead_letters'), "
-            "('intermediate', 'int_usage_events'))"
+            "where (database, name) in (('raw', 'usage_events'), ('intermediate', 'int_usage_events'))"
         ).result_rows
     }
+    # Few rows at any time, unlike the events.
+    dead = client.query("select count() from raw.usage_dead_letters_open").result_rows[0][0]
     newest = client.query("select max(loaded_at) from raw.usage_events").result_rows[0][0]
     return Landed(
         rows=int(rows.get("raw.usage_events") or 0),
         counted=int(rows.get("intermediate.int_usage_events") or 0),
-        dead_letters=int(rows.get("raw.usage_dead_letters") or 0),
+        dead_letters=int(dead),
         last_loaded_at=newest if rows.get("raw.usage_events") else None,
     )
 

@@ -108,13 +108,13 @@ def _warehouse(settings: Settings) -> Finding:
     try:
         client = clickhouse.connect(settings, query_origin="doctor", timeout_seconds=10)
         version = client.command("select version()")
-        dead = client.query("select count() from raw.usage_dead_letters").result_rows[0][0]
+        dead = client.query("select count() from raw.usage_dead_letters_open").result_rows[0][0]
     except (ClickHouseError, OSError) as error:
         remedy = "start it with `apex up`, or correct APEX_CLICKHOUSE_URL and its password"
         return Finding("ClickHouse", ok=False, message=f"does not answer: {error}", remedy=remedy)
     if dead:
         message = f"version {version}; {dead} events could not be loaded"
-        remedy = "read `select reason, payload from raw.usage_dead_letters`"
+        remedy = "`apex ingest dead-letters list`, then `apex ingest dead-letters replay`"
         return Finding("ClickHouse", ok=False, message=message, remedy=remedy)
     return Finding("ClickHouse", ok=True, message=f"answers, version {version}")
 

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from apex_pipelines.platform.logging import get_logger
+from ingest_api.spool.backlog import DrainEstimate
 from ingest_api.spool.segments import spool_usage
 from ingest_api.spool.writing import SegmentFile
 
@@ -35,13 +37,29 @@ class SpoolFull(SpoolUnavailable):
     """The spool has reached its limit: the loader can't keep up, or ClickHouse is away for long."""
 
 
+class SpoolBusy(SpoolUnavailable):
+    """The spool has reached its soft limit: clients are asked to slow down while there is still room."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpoolLimits:
-    """Limits of one spool folder; sizes in bytes, ages in seconds."""
+    """Limits of one spool folder; sizes in bytes, ages in seconds.
+
+    Attributes
+    ----------
+    soft_size : int or None
+        From here on clients are asked to slow down; at `spool_size` nothing is taken any more.
+    """
 
     segment_size: int
     segment_age: float
     spool_size: int
+    soft_size: int | None = None
+
+    @property
+    def lowest_size(self) -> int:
+        """The size from which on something is refused."""
+        return self.spool_size if self.soft_size is None else min(self.soft_size, self.spool_size)
 
 
 _Waiting = tuple[bytes, int, "asyncio.Future[None]"]
@@ -75,8 +93,11 @@ class SpoolWriter:
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
         self._is_flushing = False
-        self._is_counting = False
+        self._lowest_size = limits.lowest_size
+        self._drain = DrainEstimate()
+        self._count_timer: asyncio.TimerHandle | None = None
         self._age_timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
         # Owned by the flusher thread.
         self._segment: SegmentFile | None = None
         self._usage_at = 0.0
@@ -100,11 +121,8 @@ class SpoolWriter:
         SpoolUnavailable
             If it is not durable and the client must send it again later.
         """
-        if self.is_full:
-            if not self._is_counting:
-                self._is_counting = True
-                self._loop.run_in_executor(self._thread, self._count_usage)
-            raise SpoolFull("the spool has reached its limit; the backlog is being loaded", retry_after=5)
+        if self._spool_bytes >= self._lowest_size:
+            self._refuse()
         if self._waiting_bytes > _MAX_WAITING_BYTES:
             raise SpoolUnavailable("too much is waiting for the disk", retry_after=1)
         durable: asyncio.Future[None] = self._loop.create_future()
@@ -118,10 +136,37 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Seal what is open. Call when no request is in flight; blocks."""
-        if self._age_timer is not None:
-            self._age_timer.cancel()
+        self._is_closed = True
+        for timer in (self._age_timer, self._count_timer):
+            if timer is not None:
+                timer.cancel()
         self._thread.submit(self._seal).result()
         self._thread.shutdown()
+
+    def _refuse(self) -> NoReturn:
+        if self._count_timer is None:
+            self._count_later()
+        now = time.monotonic()
+        if self.is_full:
+            seconds = self._drain.seconds_until(self._limits.spool_size, now)
+            raise SpoolFull("the spool has reached its limit; the backlog is being loaded", seconds)
+        seconds = self._drain.seconds_until(self._lowest_size, now)
+        raise SpoolBusy("the spool is filling up; the backlog is being loaded", seconds)
+
+    def _count_later(self) -> None:
+        """Count again and again until there is room: nobody appends meanwhile, which would count as well."""
+        self._count_timer = self._loop.call_later(_USAGE_SECONDS, self._count_now)
+
+    def _count_now(self) -> None:
+        if self._is_closed:
+            return
+        counted = self._loop.run_in_executor(self._thread, self._count_usage)
+        counted.add_done_callback(lambda _: self._counted())
+
+    def _counted(self) -> None:
+        self._count_timer = None
+        if self._spool_bytes >= self._lowest_size and not self._is_closed:
+            self._count_later()
 
     def _flush(self) -> None:
         group = self._waiting
@@ -190,4 +235,4 @@ class SpoolWriter:
         except OSError as error:
             log.error("spool folder can't be read", error=str(error))
         self._usage_at = time.monotonic()
-        self._is_counting = False
+        self._drain.saw(self._spool_bytes, self._usage_at)

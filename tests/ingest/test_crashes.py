@@ -14,14 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
+import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.metering.landing import waiting_files
 from apex_pipelines.platform import clickhouse
 from apex_pipelines.settings import Settings, child_environment
+from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
+from ingest_api.spool.segments import SEALED, new_segment_name
 from tests.conftest import free_port, stop, wait_until_up
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
+from tests.ingest.test_loader import accepted
 
 # The short form runs with all tests, the long one by `make test-faults`.
 LONG = pytest.param(40, marks=[pytest.mark.faults, pytest.mark.timeout(1800)])
@@ -241,3 +246,47 @@ def test_killing_warehouse_and_loader_in_turn_stores_every_event_exactly_once(
     client = clickhouse.connect(settings, query_origin="tests")
     assert stored(client) == Counter(load.acknowledged)
     client.close()
+
+
+@pytest.mark.parametrize("kills", [3, LONG])
+def test_killing_loader_and_warehouse_over_a_backlog_of_tiny_segments_stores_each_row_once(
+    kills: int,
+    own_warehouse: Callable[[], subprocess.Popen[bytes]],
+    new_loader: Callable[..., LoaderProcess],
+    settings: Settings,
+    engine: sa.Engine,
+) -> None:
+    """Many segments share an insert, so that a kill leaves many of them in doubt at once."""
+    pick = random.Random(4)
+    front = own_warehouse()
+    client = clickhouse.connect(settings, query_origin="tests")
+    clickhouse.migrate(client)
+    client.close()
+    settings.spool_dir.mkdir(parents=True)
+    sent: set[str] = set()
+    loader = new_loader(APEX_LOADER_POLL_MS="10", APEX_LOADER_MAX_ROWS_PER_INSERT="1500")
+    for turn in range(kills):
+        for number in range(800):
+            ids = [f"{turn}-{number}-{row}" for row in range(4)]
+            sent.update(ids)
+            write_segment(settings.spool_dir, ids)
+        time.sleep(pick.uniform(0.2, 1.5))
+        loader.kill()
+        if turn % 2:
+            front.kill()
+            front.wait(10)
+            front = own_warehouse()
+        loader.start()
+    wait_until_landed(settings.spool_dir)
+    client = clickhouse.connect(settings, query_origin="tests")
+    assert stored(client) == Counter(sent)
+    client.close()
+
+
+def write_segment(folder: Path, ids: list[str]) -> None:
+    """A sealed segment, as if a worker had written it; not synced, since no power is cut here."""
+    payload = msgspec.msgpack.encode([accepted(name) for name in ids])
+    data = FILE_HEADER + encode_frame(payload, 0, len(ids)) + encode_footer(len(ids))
+    path = folder / f"{new_segment_name('w0')}.new"
+    path.write_bytes(data)
+    path.rename(path.with_suffix(SEALED))

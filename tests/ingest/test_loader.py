@@ -19,8 +19,10 @@ from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.settings import Settings
 from ingest_api import loader
 from ingest_api.loader import LoaderAlreadyRunning
+from ingest_api.loader_status import read_status
 from ingest_api.raw_events import Batch, RawEvents
-from ingest_api.spool.segments import SEALED, list_segments
+from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
+from ingest_api.spool.segments import SEALED, list_segments, new_segment_name
 from ingest_api.spool.writing import SegmentFile
 from tests.conftest import free_port
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
@@ -179,6 +181,80 @@ def test_many_small_segments_share_an_insert(settings: Settings, warehouse: Clie
         wait_until_empty(settings.spool_dir)
     parts = warehouse.query("select uniqExact(loaded_at), count() from raw.usage_events").result_rows
     assert tuple(parts[0]) == (1, 30)
+
+
+def test_an_insert_takes_no_more_rows_than_it_is_told(settings: Settings, warehouse: Client) -> None:
+    settings.loader_max_rows_per_insert = 25
+    for number in range(10):
+        spool(settings.spool_dir, [accepted(f"evt-{number}-{row}") for row in range(10)])
+    big = spool(settings.spool_dir, [accepted(f"big-{row}") for row in range(60)])
+    with loading(settings):
+        wait_until_empty(settings.spool_dir)
+    groups = warehouse.query("select count() from raw.usage_events group by loaded_at").result_rows
+    assert sorted(count for (count,) in groups) == [20, 20, 20, 20, 20, 60]  # a segment is never divided
+    assert sum(1 for row in rows(warehouse) if row[1] == big) == 60
+
+
+def test_thousands_of_segments_share_an_insert_that_was_torn(settings: Settings, warehouse: Client) -> None:
+    """As a kill leaves an insert of several blocks: some batches whole, one in part, the others missing."""
+    names = [spool(settings.spool_dir, [accepted(f"{n}-{row}") for row in range(3)]) for n in range(400)]
+    for number in range(400, 3_000):
+        name = new_segment_name("w0")
+        names.append(name)
+        payload = msgspec.msgpack.encode([accepted(f"{number}-{row}") for row in range(3)])
+        data = FILE_HEADER + encode_frame(payload, 0, 3) + encode_footer(3)
+        (settings.spool_dir / f"{name}{SEALED}").write_bytes(data)
+    table = RawEvents(settings, "tests")
+    there = [
+        Batch(name, range(3), [accepted(f"{n}-{row}") for row in range(3)]) for n, name in enumerate(names)
+    ]
+    table.insert(there[:1_000])
+    table.insert([Batch(names[1_000], [1], [accepted("1000-1")])])
+    table.disconnect()
+    with loading(settings):
+        wait_until_empty(settings.spool_dir, 60)
+    expected = {(f"{n}-{row}", name, row) for n, name in enumerate(names) for row in range(3)}
+    found = rows(warehouse)
+    assert len(found) == 9_000
+    assert set(found) == expected
+
+
+def test_the_api_tells_what_the_loader_did(
+    settings: Settings, warehouse: Client, new_api: Callable[..., Api]
+) -> None:
+    api = new_api()
+    assert "apex_loader_" not in httpx.get(f"{api.url}/metrics").text  # none has run here yet
+    spool(settings.spool_dir, [accepted("a"), accepted("b"), accepted("wild", quantity=2**63)])
+    for _ in range(2):  # its counters go on over a restart
+        spool(settings.spool_dir, [accepted("c")])
+        with loading(settings):
+            wait_until_empty(settings.spool_dir)
+    exposed = httpx.get(f"{api.url}/metrics").text
+    figures = dict(line.split(" ") for line in exposed.splitlines() if line.startswith("apex_loader_"))
+    assert figures["apex_loader_rows_total"] == "4"
+    assert figures["apex_loader_segments_total"] == "3"
+    assert figures["apex_loader_dead_letters_total"] == "1"
+    assert int(figures["apex_loader_inserts_total"]) >= 2
+    assert float(figures["apex_loader_seconds_total"]) > 0
+    assert 0 <= float(figures["apex_loader_last_success_age_seconds"]) < 30
+    (settings.spool_dir / "loader.json").write_text("{ broken")
+    assert httpx.get(f"{api.url}/metrics").status_code == 200
+
+
+def test_the_age_of_the_last_success_grows_while_loading_fails(settings: Settings, warehouse: Client) -> None:
+    there = settings.clickhouse_url
+    settings.clickhouse_url = f"http://default:x@127.0.0.1:{free_port()}"
+    spool(settings.spool_dir, [accepted("a")])
+    with loading(settings):
+        time.sleep(0.8)
+        status = read_status(settings.spool_dir)
+        assert status is not None
+        assert (status.last_success_at, status.failures >= 1) == (None, True)
+        settings.clickhouse_url = there
+        wait_until_empty(settings.spool_dir)
+    status = read_status(settings.spool_dir)
+    assert status is not None
+    assert status.last_success_at is not None
 
 
 def test_events_sent_to_the_api_land_within_seconds_and_survive_its_graceful_end(

@@ -23,7 +23,7 @@ from tests.ingest.conftest import CREATED, Account, Api, event
 from tests.ingest.test_webhooks import SECRETS
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-ERRORS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503}
+ERRORS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503}
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""What the loader has done, in a small file beside the segments, from which the API's `/metrics` tells it.
+
+Belongs here: the file and its fields. Does not belong here: Prometheus names (`metrics`).
+
+The loader is another process than the API and listens nowhere; both know the spool folder. The file is
+replaced in one step and never synced: after a power cut its counters may start over, which Prometheus allows
+for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from apex_pipelines.platform.logging import get_logger
+
+log = get_logger(__name__)
+
+_NAME = "loader.json"
+
+
+class LoaderStatus(msgspec.Struct):
+    """Counters over all starts of the loader of one spool.
+
+    Attributes
+    ----------
+    seconds : float
+        Spent on landing segments, from reading to removing them.
+    failures : int
+        Landings that failed and were tried again.
+    last_success_at : float or None
+        When a landing ended well or nothing was left to land, in seconds since 1970-01-01 UTC.
+    """
+
+    rows: int = 0
+    segments: int = 0
+    inserts: int = 0
+    seconds: float = 0.0
+    dead_letters: int = 0
+    failures: int = 0
+    last_success_at: float | None = None
+
+
+_decode = msgspec.json.Decoder(LoaderStatus).decode
+
+
+def read_status(folder: Path) -> LoaderStatus | None:
+    """The status of the loader of this spool; None when there is none that can be read."""
+    try:
+        return _decode((folder / _NAME).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("the loader's status can't be read", error=str(error))
+        return None
+
+
+def write_status(folder: Path, status: LoaderStatus) -> None:
+    """Replace the status. A disk that takes no more is reported and holds nobody up."""
+    temporary = folder / f"{_NAME}.writing"
+    try:
+        temporary.write_bytes(msgspec.json.encode(status))
+        temporary.replace(folder / _NAME)
+    except OSError as error:
+        log.warning("the loader's status can't be written", error=str(error))
