@@ -96,6 +96,13 @@ class Settings(BaseSettings):
         5_000.0, ge=0, description="Events a key may send, over all workers together; 0: no limit."
     )
     api_key_burst_events: float = Field(20_000.0, ge=1, description="Events a key may send at once.")
+    api_reads_per_window: int = Field(100, description="Requests of a customer to the read endpoints.")
+    api_reads_window_seconds: float = 900.0
+    jwt_secret: str | None = Field(
+        None,
+        repr=False,
+        description="Signs customers' tokens, at least 32 bytes; unset: a random one kept in the home.",
+    )
     spool_segment_max_bytes: int = 4_194_304
     spool_segment_max_age_ms: int = 500
     spool_soft_limit_bytes: int = Field(

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import uuid_utils
 
+from apex_pipelines.customers.tokens import token_secret
 from apex_pipelines.metering.rules import MeteringRules
 from apex_pipelines.platform import catalogue
 from apex_pipelines.platform.catalogue import Metric
@@ -24,6 +25,7 @@ from apex_pipelines.platform.logging import configure_logging, get_logger
 from apex_pipelines.settings import Settings
 from ingest_api import endpoints, metrics
 from ingest_api.cors import CorsPolicy
+from ingest_api.counted_usage import CountedUsage
 from ingest_api.customer_directory import CustomerDirectory
 from ingest_api.database import Database, DatabaseThread
 from ingest_api.docs_routes import DocsRoutes
@@ -37,11 +39,15 @@ from ingest_api.life_event_routes import LifeEventRoutes
 from ingest_api.rate_limit import KeyRates
 from ingest_api.recent_events import RecentEvents
 from ingest_api.request_body import RequestHeaders, RequestProtocol, check_content_type, read_body
+from ingest_api.request_limit import RequestLimit
 from ingest_api.requests import Handler, Request, request_id
 from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response, error_response
 from ingest_api.routing import Router
 from ingest_api.spool.group_commit import SpoolLimits, SpoolWriter
+from ingest_api.subscription_lookup import SubscriptionLookup
+from ingest_api.usage_answers import UsageAnswers
 from ingest_api.usage_routes import UsageRoutes
+from ingest_api.warehouse_reader import WarehouseReader
 from ingest_api.webhook_inbox import WebhookInbox
 from ingest_api.webhook_routes import WebhookRoutes
 
@@ -118,9 +124,11 @@ class IngestApp:
             outage_seconds=settings.api_key_outage_hours * 3600,
             save_seconds=settings.api_key_file_seconds,
         )
-        # Apart, so that a look-up of the operator's and a provider's event don't wait for one another.
+        # Apart, so that what the operator, people and providers ask don't wait for one another.
         self._lookups = DatabaseThread(Database(url, read_only=True), loop)
+        self._subscriptions = DatabaseThread(Database(url, read_only=True), loop)
         self._inbox = DatabaseThread(Database(url), loop)
+        self._warehouse = WarehouseReader(_clickhouse_url(settings))
         self._router = Router(self._handlers())
         loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
         log.info("ingest worker ready", worker=number)
@@ -130,7 +138,9 @@ class IngestApp:
         self._spool.close()
         self._keys.close()
         self._lookups.close()
+        self._subscriptions.close()
         self._inbox.close()
+        self._warehouse.close()
 
     def _handlers(self) -> dict[endpoints.Endpoint, Handler]:
         settings = self._settings
@@ -149,6 +159,16 @@ class IngestApp:
         life = LifeEventRoutes(
             self._rules(catalogue.metrics()), self._keys, CustomerDirectory(self._lookups), intake, clock
         )
+        seen = {name: metric for name, metric in catalogue.metrics().items() if metric.kind == "usage"}
+        answers = UsageAnswers(
+            secret=token_secret(settings),
+            limit=RequestLimit(settings.api_reads_per_window, settings.api_reads_window_seconds),
+            subscriptions=SubscriptionLookup(self._subscriptions),
+            usage=CountedUsage(self._warehouse, list(seen)),
+            metrics=seen,
+            plans=catalogue.plans(),
+            clock=clock,
+        )
         webhooks = WebhookRoutes(
             WebhookInbox(self._inbox), clock, settings.stripe_webhook_secret, settings.resend_webhook_secret
         )
@@ -160,6 +180,9 @@ class IngestApp:
         return {
             endpoints.TRACK: usage.track,
             endpoints.BATCH: usage.batch,
+            endpoints.CURRENT: answers.current,
+            endpoints.ANALYTICS: answers.analytics,
+            endpoints.LIMITS: answers.limits,
             endpoints.LIFE_EVENT: life.record,
             endpoints.STRIPE_WEBHOOK: webhooks.stripe,
             endpoints.RESEND_WEBHOOK: webhooks.resend,
@@ -232,3 +255,13 @@ def _database_url(settings: Settings) -> Callable[[], str]:
     from apex_pipelines.platform.postgres import embedded_url
 
     return lambda: embedded_url(settings)
+
+
+def _clickhouse_url(settings: Settings) -> Callable[[], str]:
+    configured = settings.clickhouse_url
+    if configured is not None:
+        return lambda: configured
+    # As above: only the embedded warehouse's password needs this import.
+    from apex_pipelines.platform.clickhouse import clickhouse_url
+
+    return lambda: clickhouse_url(settings)

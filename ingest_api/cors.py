@@ -13,7 +13,7 @@ from ingest_api.responses import Headers
 
 _VARY = ("vary", "Origin")
 _ALLOWED_HEADERS = "authorization, content-type, x-request-id"
-_EXPOSED_HEADERS = "x-request-id, retry-after"
+_EXPOSED_HEADERS = "x-request-id, retry-after, ratelimit-limit, ratelimit-remaining, ratelimit-reset"
 _PREFLIGHT_SECONDS = "600"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from apex_pipelines.customers.tokens import TokenProblem
 from apex_pipelines.metering.events import UsageEvent
 from apex_pipelines.metering.life_events import AnyLifeEvent
 from apex_pipelines.metering.rejections import RejectionReason
@@ -20,6 +21,7 @@ from ingest_api.decoding import BatchRequest, TrackRequest
 from ingest_api.health_routes import Health, Readiness
 from ingest_api.keys import KeyProblem
 from ingest_api.life_event_routes import LifeEventAnswer
+from ingest_api.usage_answers import AnalyticsQuery, CurrentAnswer, LimitsAnswer
 from ingest_api.usage_routes import BatchAnswer, TrackAnswer
 from ingest_api.webhook_routes import ResendEvent, StripeEvent, WebhookAnswer
 
@@ -32,6 +34,7 @@ class Security(StrEnum):
     NONE = "none"
     CUSTOMER_KEY = "customerKey"
     OPERATOR_KEY = "operatorKey"
+    CUSTOMER_TOKEN = "customerToken"  # noqa: S105 - a name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +264,112 @@ BATCH = Endpoint(
     ),
 )
 
+_READ_PROBLEMS = (
+    Problems(401, (*TokenProblem, "unknown_customer"), "The token is missing or no good."),
+    Problems(429, ("rate_limited",), "More requests than a customer may make in 15 minutes."),
+    Problems(
+        503, ("subscriptions_unavailable", "usage_unavailable"), "Can't be told at the moment; ask again."
+    ),
+)
+_NO_SUBSCRIPTION = Problems(404, ("no_subscription",), "There is no open subscription, so no period.")
+
+CURRENT = Endpoint(
+    method="GET",
+    path="/api/usage/current",
+    aliases=_versioned("/api/usage/current"),
+    name="currentUsage",
+    group="Usage",
+    summary="Use in the current billing period, overage and its price",
+    description="Of the customer that the token names. An event shows as soon as it is loaded.",
+    security=Security.CUSTOMER_TOKEN,
+    answers=(
+        Answer(
+            meaning="The figures, in each metric's unit.",
+            shape=CurrentAnswer,
+            example={
+                "usage": {
+                    "customer_id": "cus_7f9c24e8d1b34c0b9a1f5a1d7c11e2ab",
+                    "impressions": 1200345,
+                    "api_calls": 5210,
+                    "data_transfer_gb": 3.25,
+                    "mediated_revenue_usd": 812.5,
+                    "period_start": "2026-11-15T13:45:10Z",
+                    "period_end": "2026-12-15T13:45:10Z",
+                },
+                "overages": {
+                    "impressions_overage": 200345,
+                    "impressions_overage_cost_cents": 1983,
+                    "total_overage_cost_cents": 1983,
+                    "currency": "USD",
+                },
+            },
+        ),
+    ),
+    problems=(*_READ_PROBLEMS, _NO_SUBSCRIPTION),
+    people_facing=True,
+)
+
+ANALYTICS = Endpoint(
+    method="GET",
+    path="/api/usage/analytics",
+    aliases=_versioned("/api/usage/analytics"),
+    name="usageAnalytics",
+    group="Usage",
+    summary="Use by UTC day, totals and averages",
+    description="Of each metric there is its name, `total_` and `avg_daily_`, in the metric's unit.",
+    security=Security.CUSTOMER_TOKEN,
+    query=AnalyticsQuery,
+    answers=(
+        Answer(
+            meaning="The last days, oldest first, those without use included.",
+            shape=dict[str, Any],
+            example={
+                "daily_usage": [{"date": "2026-11-21", "impressions": 1200, "data_transfer_gb": 0.5}],
+                "total_impressions": 1200,
+                "total_data_transfer_gb": 0.5,
+                "avg_daily_impressions": 1200.0,
+                "avg_daily_data_transfer_gb": 0.5,
+            },
+        ),
+    ),
+    problems=(*_READ_PROBLEMS, Problems(422, ("invalid_days",), "`days` is not from 1 to 365.")),
+    people_facing=True,
+)
+
+LIMITS = Endpoint(
+    method="GET",
+    path="/api/usage/limits",
+    aliases=_versioned("/api/usage/limits"),
+    name="usageLimits",
+    group="Usage",
+    summary="What the plan includes, how much of it is used, and when it will be used up",
+    security=Security.CUSTOMER_TOKEN,
+    answers=(
+        Answer(
+            meaning="The limits, in each metric's unit.",
+            shape=LimitsAnswer,
+            example={
+                "plan_type": "indie",
+                "limits": {"impressions": 1000000},
+                "current_usage": {"impressions": 420000},
+                "percent_used": 42.0,
+                "remaining": {"impressions": 580000},
+                "will_exceed": True,
+                "projected_limit_date": "2026-12-09",
+                "by_metric": {
+                    "impressions": {
+                        "percent_used": 42.0,
+                        "will_exceed": True,
+                        "projected_limit_date": "2026-12-09",
+                    }
+                },
+            },
+        ),
+    ),
+    problems=(*_READ_PROBLEMS, _NO_SUBSCRIPTION),
+    people_facing=True,
+)
+
 LIFE_EVENT = Endpoint(
     method="POST",
     path="/api/events",
@@ -457,5 +566,6 @@ DOCS = Endpoint(
 
 # In the order in which the documentation shows them.
 ENDPOINTS = (
-    TRACK, BATCH, LIFE_EVENT, STRIPE_WEBHOOK, RESEND_WEBHOOK, HEALTH, READY, METRICS, OPENAPI, DOCS,
+    TRACK, BATCH, CURRENT, ANALYTICS, LIMITS, LIFE_EVENT, STRIPE_WEBHOOK, RESEND_WEBHOOK, HEALTH, READY,
+    METRICS, OPENAPI, DOCS,
 )  # fmt: skip

@@ -33,6 +33,8 @@ _SCHEMES = {
     Security.CUSTOMER_KEY: "API key of a customer (`apex keys issue CUSTOMER_ID`), as a bearer token. "
     "Usage events may carry it as `api_key` in the body instead; the header wins.",
     Security.OPERATOR_KEY: "API key of the operator (`apex keys issue --operator`), as a bearer token.",
+    Security.CUSTOMER_TOKEN: "JSON Web Token (HS256) that names a customer (`apex customer token "
+    "CUSTOMER_ID`), for reading that customer's own figures.",
 }
 _STATUS_HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
@@ -71,7 +73,10 @@ def document(endpoints: Sequence[Endpoint], version: str, server_url: str) -> di
                 }
             },
             "securitySchemes": {
-                name.value: {"type": "http", "scheme": "bearer", "description": text}
+                name.value: {
+                    "type": "http", "scheme": "bearer", "description": text,
+                    **({"bearerFormat": "JWT"} if name is Security.CUSTOMER_TOKEN else {}),
+                }
                 for name, text in _SCHEMES.items()
             },
         },
@@ -79,12 +84,13 @@ def document(endpoints: Sequence[Endpoint], version: str, server_url: str) -> di
 
 
 def curl(endpoint: Endpoint, form: BodyForm | None, server_url: str) -> str:
-    """Shell lines that call an endpoint; they expect the key in ``$KEY``."""
+    """Shell lines that call an endpoint; they expect the key in ``$KEY``, the token in ``$TOKEN``."""
     if endpoint.curl is not None:
         return endpoint.curl.replace("{url}", server_url)
     parts = [f"curl -sS '{server_url}{endpoint.path}'"]
     if endpoint.security is not Security.NONE:
-        parts.append('-H "Authorization: Bearer $KEY"')
+        held = "$TOKEN" if endpoint.security is Security.CUSTOMER_TOKEN else "$KEY"
+        parts.append(f'-H "Authorization: Bearer {held}"')
     if form is not None:
         text = form.example if isinstance(form.example, str) else json.dumps(form.example, indent=2)
         quoted = text.rstrip("\n").replace("'", "'\\''").replace("$CUSTOMER", "'\"$CUSTOMER\"'")

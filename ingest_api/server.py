@@ -19,6 +19,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
+from apex_pipelines.customers.tokens import BadTokenSecret, token_secret
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.settings import Settings
 from apex_pipelines.webhooks.signatures import BadSecret, svix_key
@@ -48,7 +49,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     Raises
     ------
     CannotStart
-        If the port is taken, the spool folder can't be written, or a secret can't be one.
+        If the port is taken, the spool folder can't be written, or a secret can't be used.
     """
     if workers < 1:
         raise CannotStart(f"workers must be at least 1, got {workers}")
@@ -90,6 +91,10 @@ def _check_secrets(settings: Settings) -> None:
             raise CannotStart(
                 f"RESEND_WEBHOOK_SECRET: {error}; copy it from Resend's webhook page"
             ) from error
+    try:
+        token_secret(settings)
+    except (BadTokenSecret, OSError) as error:
+        raise CannotStart(str(error)) from error
 
 
 def _check_spool(folder: Path) -> None:

@@ -13,6 +13,7 @@ from apex_pipelines.commands.console import json_option, out, show
 from apex_pipelines.customers import keys as api_keys
 from apex_pipelines.customers import store
 from apex_pipelines.customers.models import KeyScope
+from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.platform import postgres
 from apex_pipelines.platform.catalogue import plans
 from apex_pipelines.platform.clock import clock_from_setting
@@ -91,6 +92,23 @@ def show_customer(settings: Settings, customer_id: str, as_json: bool) -> None:
     columns = ["plan_type", "status", "current_period_start", "current_period_end", "cancelled_at"]
     show(held, columns, as_json=False, title="Subscriptions")
     show(keys_held, [name for name in KEY_COLUMNS if name != "customer_id"], as_json=False, title="API keys")
+
+
+@customer.command(
+    "token", epilog="\b\nExample:\n  apex customer token cus_0123456789abcdef0123456789abcdef --minutes 60\n"
+)
+@click.argument("customer_id")
+@click.option("--minutes", type=click.IntRange(1, 1_440), default=60, show_default=True,
+              help="How long it is valid.")  # fmt: skip
+@click.pass_obj
+def token(settings: Settings, customer_id: str, minutes: int) -> None:
+    """Print a token that reads this customer's usage through the API."""
+    with _engine(settings).connect() as connection:
+        store.get_customer(connection, customer_id)
+    now = clock_from_setting(settings.clock).now()
+    out.print(
+        issue_token(token_secret(settings), customer_id, now, timedelta(minutes=minutes)), soft_wrap=True
+    )
 
 
 @click.group()

@@ -145,7 +145,7 @@ def process_environment(settings: Settings) -> Callable[..., dict[str, str]]:
 
     def make(**extra: str) -> dict[str, str]:
         urls = {"APEX_DATABASE_URL": settings.database_url, "APEX_CLICKHOUSE_URL": settings.clickhouse_url}
-        return child_environment(settings, **{name: url for name, url in urls.items() if url}, **extra)
+        return child_environment(settings, **({name: url for name, url in urls.items() if url} | extra))
 
     return make
 

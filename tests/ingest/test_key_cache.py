@@ -78,6 +78,7 @@ def test_answers_survive_as_they_are(tmp_path: Path, clock: ManualClock) -> None
     known = [
         KnownKey(digest("a"), record("a", expires_at=NOW, scopes=frozenset({"ingest", "historical"})), 7.0),
         KnownKey(digest("b"), record("b", revoked_at=NOW), 5.0),
+        KnownKey(digest("o"), record("o", customer_id=None, scopes=frozenset({"operator"})), 4.0),
         KnownKey(digest("c"), None, 3.0),
     ]
     cache(tmp_path, clock).save(known)

@@ -7,13 +7,18 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
 from apex_pipelines.customers.keys import issue_operator_key
+from apex_pipelines.customers.tokens import issue_token, token_secret
+from apex_pipelines.settings import Settings
 from ingest_api import openapi
 from ingest_api.endpoints import ENDPOINTS, Endpoint, Security
 from ingest_api.requests import Request
@@ -93,12 +98,21 @@ def test_quantities_are_documented_as_they_travel(document: dict[str, Any]) -> N
 
 
 def test_each_example_works_when_pasted(
-    new_api: Callable[..., Api], account: Account, engine: sa.Engine
+    new_api: Callable[..., Api],
+    account: Account,
+    engine: sa.Engine,
+    settings: Settings,
+    warehouse: Client,
 ) -> None:
     api = new_api(APEX_CLOCK="system", **SECRETS)
     with engine.begin() as connection:
         operator = issue_operator_key(connection, CREATED)
     document = httpx.get(f"{api.url}/openapi.json").json()
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        sync_plans(connection)
+        subscribe(connection, NewSubscription(account.customer_id, "indie", CREATED), now)
+    token = issue_token(token_secret(settings), account.customer_id, now, timedelta(hours=1))
     keys = {Security.CUSTOMER_KEY: account.key, Security.OPERATOR_KEY: operator.plaintext}
     ran = 0
     for methods in document["paths"].values():
@@ -106,7 +120,8 @@ def test_each_example_works_when_pasted(
             security = Security(next(iter(operation["security"][0]))) if operation["security"] else None
             environment = {
                 "PATH": "/usr/bin:/bin:/usr/local/bin",
-                "KEY": keys[security] if security else "",
+                "KEY": keys.get(security, "") if security else "",
+                "TOKEN": token,
                 "CUSTOMER": account.customer_id,
                 **SECRETS,
             }

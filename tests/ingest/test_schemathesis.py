@@ -10,13 +10,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.customers.keys import issue_operator_key
+from apex_pipelines.customers.tokens import issue_token, token_secret
+from apex_pipelines.settings import Settings
 from tests.ingest.conftest import CREATED, Account, Api
+from tests.ingest.test_answers import NOW
 from tests.ingest.test_webhooks import SECRETS
 
 PROGRAM = os.environ.get("SCHEMATHESIS") or shutil.which(
@@ -38,14 +43,21 @@ def ndjson(context, value):
 
 @pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
 def test_no_generated_request_gets_a_5xx_or_an_undocumented_answer(
-    new_api: Callable[..., Api], account: Account, engine: sa.Engine, tmp_path: Path
+    new_api: Callable[..., Api],
+    account: Account,
+    engine: sa.Engine,
+    settings: Settings,
+    warehouse: Client,
+    tmp_path: Path,
 ) -> None:
-    api = new_api(**SECRETS)
+    api = new_api(APEX_API_READS_PER_WINDOW="1000000", **SECRETS)
     with engine.begin() as connection:
         operator = issue_operator_key(connection, CREATED)
+    token = issue_token(token_secret(settings), account.customer_id, NOW, timedelta(hours=1))
     (tmp_path / "hooks.py").write_text(HOOKS)
     for selection, key in (
-        ("--exclude-path-regex=/events$", account.key),
+        (r"--exclude-path-regex=/(events|current|analytics|limits)$", account.key),
+        (r"--include-path-regex=/(current|analytics|limits)$", token),
         ("--include-path-regex=/events$", operator.plaintext),
     ):
         done = subprocess.run(
