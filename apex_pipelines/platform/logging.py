@@ -10,10 +10,11 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-# What must never be written: API keys of ours and of Stripe/Resend, bearer tokens, passwords in URLs.
+# What must never be written: API keys of ours (url-safe base64) and of Stripe/Resend, signing secrets
+# (base64), customers' tokens, bearer tokens, passwords in URLs.
 _SECRET = re.compile(
-    r"(apx_[a-z]+_[A-Za-z0-9]{4})[A-Za-z0-9_-]+|((?:sk|rk|whsec|re)_[A-Za-z0-9]{4})[A-Za-z0-9_]+"
-    r"|(Bearer\s+)[^\s\"']+|(://[^:/@\s]*:)[^@/\s]+@"
+    r"(apx_[a-z]+_[\w-]{4})[\w-]+|((?:sk|rk|whsec|re)_[\w+/-]{4})[\w+/=-]+"
+    r"|(eyJ[\w-]{4})[\w-]*\.[\w-]+\.[\w-]+|(Bearer\s+)[^\s\"']+|(://[^:/@\s]*:)[^@/\s]+@"
 )
 _SECRET_FIELDS = frozenset({"api_key", "authorization", "password", "secret", "token"})
 
@@ -23,7 +24,7 @@ def mask_secrets(text: str) -> str:
 
     def shorten(match: re.Match[str]) -> str:
         kept = next(part for part in match.groups() if part is not None)
-        return f"{kept}***" + ("@" if match.group(4) else "")
+        return f"{kept}***" + ("@" if match.group(5) else "")
 
     return _SECRET.sub(shorten, text)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from apex_pipelines.customers.keys import KEY_PREFIX
 from apex_pipelines.platform.clock import BadClock, ManualClock, SystemClock, clock_from_setting
 from apex_pipelines.platform.logging import mask_secrets
 from apex_pipelines.platform.supervisor import StackError
@@ -44,6 +46,9 @@ def test_a_clock_needs_a_zone_and_a_readable_instant() -> None:
     "text",
     [
         "key apx_live_abcdSECRETSECRET used",
+        "GET /apx_live_w-_dSECRET-SECRET_x",
+        "eyJhbGciOiJIUzI1NiJ9.SECRET.SECRET-_SECRET",
+        "whsec_ab+/SECRET/SECRET+SECRET=",
         "Authorization: Bearer SECRETtoken",
         "http://default:SECRET@127.0.0.1:8123",
         "sk_test_abcdSECRETSECRET",
@@ -51,6 +56,13 @@ def test_a_clock_needs_a_zone_and_a_readable_instant() -> None:
 )
 def test_secrets_do_not_reach_the_log(text: str) -> None:
     assert "SECRET" not in mask_secrets(text)
+
+
+def test_no_issued_key_reaches_the_log() -> None:
+    for _ in range(500):  # a key's letters are random, and `-` and `_` are among them
+        key = KEY_PREFIX + secrets.token_urlsafe(32)
+        shown = mask_secrets(f"GET /{key} refused")
+        assert shown == f"GET /{key[: len(KEY_PREFIX) + 4]}*** refused"
 
 
 def test_an_empty_line_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
