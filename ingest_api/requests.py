@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+import msgspec
 import uuid_utils
 
 from ingest_api.request_body import RequestHeaders
@@ -18,8 +18,7 @@ from ingest_api.responses import Response
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/@-]{0,127}")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request; `body` is decompressed and within the limits, `query` as it was sent."""
 
     id: str

@@ -6,8 +6,6 @@ read an answer (`cors`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 # Quantities go out as the exact JSON numbers that they came in as.
@@ -21,8 +19,7 @@ SECURITY_HEADERS: Headers = [("x-content-type-options", "nosniff"), ("referrer-p
 NOT_STORED = ("cache-control", "no-store")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """Status, body and headers of one answer."""
 
     status: int

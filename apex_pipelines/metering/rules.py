@@ -15,6 +15,7 @@ import msgspec
 from apex_pipelines.metering.events import (
     EPOCH,
     MAX_METADATA_BYTES,
+    MICROSECOND,
     AcceptedEvent,
     UsageEvent,
     microseconds,
@@ -53,9 +54,9 @@ class Arrival:
         self.customer_id = customer_id
         self.historical = historical
         self.now_us = microseconds(now)
-        self.now_ms = milliseconds(now)
-        self.earliest_ms = 0 if historical else milliseconds(now - max_late)
-        self.latest_ms = milliseconds(now + max_early)
+        self.now_ms = self.now_us // 1000
+        self.earliest_ms = 0 if historical else (self.now_us - max_late // MICROSECOND) // 1000
+        self.latest_ms = (self.now_us + max_early // MICROSECOND) // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,17 @@ class MeteringRules:
             return _reject(event, RejectionReason.QUANTITY_TOO_LARGE, f"{metric.metric_type} takes {error}")
         except QuantityTooPrecise as error:
             return _reject(event, RejectionReason.QUANTITY_TOO_PRECISE, f"{metric.metric_type} takes {error}")
-        return (
-            _identity_problem(event)
-            or _correction_problem(event, quantity)
-            or _time_problem(event, arrival)
-            or self._accept(event, metric, quantity, arrival)
-        )
-
-    def _accept(
-        self, event: UsageEvent, metric: Metric, quantity: int, arrival: Arrival
-    ) -> AcceptedEvent | Rejection:
+        # Control characters make two ids look the same to a person and break logs.
+        if event.event_id is not None and not event.event_id.isprintable():
+            return _reject(event, RejectionReason.INVALID_EVENT_ID, "event_id holds unprintable characters")
+        # A plain event, which nearly all are, is spared the look at what only a correction has.
+        if quantity < 0 or event.corrects_event_id is not None or event.reason is not None:
+            problem = _correction_problem(event, quantity)
+            if problem is not None:
+                return problem
+        at = arrival.now_ms if event.timestamp is None else milliseconds(event.timestamp)
+        if not arrival.earliest_ms <= at <= arrival.latest_ms:
+            return _time_problem(event, at, arrival)
         if metric.metadata_key is not None and not (event.metadata or {}).get(metric.metadata_key):
             message = f"{metric.metric_type} needs the metadata key {metric.metadata_key!r}"
             return _reject(event, RejectionReason.METADATA_KEY_MISSING, message)
@@ -122,7 +124,7 @@ class MeteringRules:
             event.event_id or self.new_event_id(),
             metric.metric_type,
             quantity,
-            arrival.now_ms if event.timestamp is None else milliseconds(event.timestamp),
+            at,
             arrival.now_us,
             metadata,
             event.corrects_event_id or "",
@@ -132,13 +134,6 @@ class MeteringRules:
 
 def _reject(event: UsageEvent, reason: RejectionReason, message: str) -> Rejection:
     return Rejection(reason, message, event.event_id)
-
-
-def _identity_problem(event: UsageEvent) -> Rejection | None:
-    # Control characters make two ids look the same to a person and break logs.
-    if event.event_id is not None and not event.event_id.isprintable():
-        return _reject(event, RejectionReason.INVALID_EVENT_ID, "event_id holds unprintable characters")
-    return None
 
 
 def _correction_problem(event: UsageEvent, quantity: int) -> Rejection | None:
@@ -157,20 +152,16 @@ def _correction_problem(event: UsageEvent, quantity: int) -> Rejection | None:
     return None
 
 
-def _time_problem(event: UsageEvent, arrival: Arrival) -> Rejection | None:
-    if event.timestamp is None:
-        return None
-    at = milliseconds(event.timestamp)
+def _time_problem(event: UsageEvent, at: int, arrival: Arrival) -> Rejection:
+    """Why an event that happened at `at`, in milliseconds, is too early or too late."""
     if at > arrival.latest_ms:
         ahead = (at - arrival.now_ms) // 1000
         limit = (arrival.latest_ms - arrival.now_ms) // 1000
         message = f"timestamp lies {ahead} s in the future, at most {limit} s"
         return _reject(event, RejectionReason.TOO_EARLY, message)
-    if at < arrival.earliest_ms:
-        if arrival.historical:
-            return _reject(event, RejectionReason.TOO_LATE, f"timestamp lies before {EPOCH.date()}")
-        days = (arrival.now_ms - at) / 86_400_000
-        limit_days = (arrival.now_ms - arrival.earliest_ms) / 86_400_000
-        message = f"timestamp lies {days:.1f} days back, at most {limit_days:g}"
-        return _reject(event, RejectionReason.TOO_LATE, message)
-    return None
+    if arrival.historical:
+        return _reject(event, RejectionReason.TOO_LATE, f"timestamp lies before {EPOCH.date()}")
+    days = (arrival.now_ms - at) / 86_400_000
+    limit_days = (arrival.now_ms - arrival.earliest_ms) / 86_400_000
+    message = f"timestamp lies {days:.1f} days back, at most {limit_days:g}"
+    return _reject(event, RejectionReason.TOO_LATE, message)
