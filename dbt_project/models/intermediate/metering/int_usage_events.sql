@@ -46,16 +46,6 @@ already_stored as (
 ),
 {% endif %}
 
-candidates as (
-
-    select *
-    from arrivals
-    {% if is_incremental() %}
-    where (customer_id, event_id) not in (select customer_id, event_id from already_stored)
-    {% endif %}
-
-),
-
 repeated_keys as (
 
     select event_key
@@ -65,12 +55,12 @@ repeated_keys as (
 
 ),
 
-new_events as (
+first_arrivals as (
 
     -- Nearly all arrive once and stream through; only the others are grouped. Two pairs that share a key by
     -- chance are grouped needlessly and kept apart.
     select *
-    from candidates
+    from arrivals
     where event_key not in (select event_key from repeated_keys)
 
     union all
@@ -101,7 +91,7 @@ new_events as (
                 ),
                 (loaded_at, batch_id, batch_row)
             ) as event
-        from candidates
+        from arrivals
         where event_key in (select event_key from repeated_keys)
         group by customer_id, event_id, event_key
     )
@@ -109,30 +99,36 @@ new_events as (
 )
 
 select
-    new_events.customer_id as customer_id,
-    new_events.event_id as event_id,
-    toLowCardinality(toString(new_events.metric_type)) as metric_type,
-    new_events.quantity as quantity,
-    new_events.event_time as event_time,
-    new_events.accepted_at as accepted_at,
-    new_events.metadata as metadata,
+    first_arrivals.customer_id as customer_id,
+    first_arrivals.event_id as event_id,
+    toLowCardinality(toString(first_arrivals.metric_type)) as metric_type,
+    first_arrivals.quantity as quantity,
+    first_arrivals.event_time as event_time,
+    first_arrivals.accepted_at as accepted_at,
+    first_arrivals.metadata as metadata,
     if(
         metric.metadata_key = '',
         '',
-        JSONExtractString(new_events.metadata, metric.metadata_key)
+        JSONExtractString(first_arrivals.metadata, metric.metadata_key)
     ) as dimension,
-    new_events.corrects_event_id as corrects_event_id,
-    new_events.correction_reason as correction_reason,
-    toLowCardinality(toString(new_events.batch_id)) as batch_id,
-    new_events.batch_row as batch_row,
-    new_events.loaded_at as loaded_at,
-    new_events.event_key as event_key,
-    toDate(new_events.event_time, 'UTC') as usage_date,
+    first_arrivals.corrects_event_id as corrects_event_id,
+    first_arrivals.correction_reason as correction_reason,
+    toLowCardinality(toString(first_arrivals.batch_id)) as batch_id,
+    first_arrivals.batch_row as batch_row,
+    first_arrivals.loaded_at as loaded_at,
+    first_arrivals.event_key as event_key,
+    toDate(first_arrivals.event_time, 'UTC') as usage_date,
     -- Later than any finished run's, even if the server's clock was set back.
     greatest(
         now64(6, 'UTC'),
         {{ stored_watermark('int_usage_events.processed_at') }} + toIntervalMicrosecond(1)
     ) as processed_at
-from new_events
+from first_arrivals
 left join {{ ref('metric_catalogue') }} as metric
-    on new_events.metric_type = metric.metric_type
+    on first_arrivals.metric_type = metric.metric_type
+{% if is_incremental() %}
+-- Here and not before the grouping, so that what is stored is searched once.
+where (first_arrivals.customer_id, first_arrivals.event_id) not in (
+    select customer_id, event_id from already_stored
+)
+{% endif %}
