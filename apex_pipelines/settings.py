@@ -65,6 +65,19 @@ class Settings(BaseSettings):
     api_port: int = 8080
     api_workers: int = 1
     api_max_body_bytes: int = 1_048_576
+    api_max_connections: int = Field(
+        16_384, ge=64, description="Open connections of a worker; further ones wait until one ends."
+    )
+    api_idle_seconds: float = Field(
+        15.0, gt=0, description="How long a connection may take to bring the headers of its next request."
+    )
+    api_body_seconds: float = Field(30.0, gt=0, description="How long a request's body may take to arrive.")
+    api_unread_seconds: float = Field(
+        30.0, gt=0, description="How long a client may leave an answer unread before it is cut off (Linux)."
+    )
+    api_max_uploading_bytes: int = Field(
+        268_435_456, description="Bodies under way in a worker, of those that are larger than 16 KiB."
+    )
     api_max_batch_events: int = 1_000
     api_key_cache_seconds: float = 5.0
     api_public_url: str | None = Field(

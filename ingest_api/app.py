@@ -38,13 +38,14 @@ from ingest_api.keys import KeyRing
 from ingest_api.life_event_routes import LifeEventRoutes
 from ingest_api.rate_limit import KeyRates
 from ingest_api.recent_events import RecentEvents
-from ingest_api.request_body import RequestHeaders, RequestProtocol, check_content_type, read_body
+from ingest_api.request_body import BodyReader, RequestHeaders, RequestProtocol, check_content_type
 from ingest_api.request_limit import RequestLimit
 from ingest_api.requests import Handler, Request, request_id
 from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response, error_response
 from ingest_api.routing import Router
 from ingest_api.spool.group_commit import SpoolLimits, SpoolWriter
 from ingest_api.subscription_lookup import SubscriptionLookup
+from ingest_api.unread_answers import limit_unread_answers
 from ingest_api.usage_answers import UsageAnswers
 from ingest_api.usage_routes import UsageRoutes
 from ingest_api.warehouse_reader import WarehouseReader
@@ -54,6 +55,7 @@ from ingest_api.webhook_routes import WebhookRoutes
 log = get_logger(__name__)
 
 _ORPHAN_CHECK_SECONDS = 0.25
+_LISTENER_CHECK_SECONDS = 0.02
 
 
 class Scope(Protocol):
@@ -86,19 +88,25 @@ class IngestApp:
         Made by the parent process, shared by all workers.
     worker_locks : Path
         File by which workers agree on their numbers.
+    port : int
+        Where the worker will listen.
     parent : int
         Process id of the server; when it is gone the worker drains and ends, so that its port gets free.
     """
 
     def __init__(
-        self, settings: Settings, counters: metrics.SharedCounters, worker_locks: Path, parent: int
+        self, settings: Settings, counters: metrics.SharedCounters, worker_locks: Path, port: int, parent: int
     ) -> None:
         self._settings = settings
         self._shared_counters = counters
         self._worker_locks = worker_locks
+        self._port = port
         self._parent = parent
         self._cors = CorsPolicy(settings.cors_origins)
         self._failures = FailureLog()
+        self._bodies = BodyReader(
+            settings.api_max_body_bytes, settings.api_body_seconds, settings.api_max_uploading_bytes
+        )
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Build the worker's parts; runs in the worker's process, before its first request."""
@@ -131,6 +139,7 @@ class IngestApp:
         self._warehouse = WarehouseReader(_clickhouse_url(settings))
         self._router = Router(self._handlers())
         loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
+        loop.call_soon(self._limit_unread_answers, loop)
         log.info("ingest worker ready", worker=number)
 
     def __rsgi_del__(self, _loop: asyncio.AbstractEventLoop) -> None:
@@ -236,8 +245,13 @@ class IngestApp:
         body = b""
         if endpoint.bodies:
             check_content_type(headers, endpoint.content_types)
-            body = await read_body(headers, protocol, self._settings.api_max_body_bytes)
+            body = await self._bodies.read(headers, protocol)
         return await handler(Request(identity, headers, scope.query_string, body))
+
+    def _limit_unread_answers(self, loop: asyncio.AbstractEventLoop) -> None:
+        # The server starts to listen at about the time when the loop starts to turn.
+        if not limit_unread_answers(self._port, self._settings.api_unread_seconds):
+            loop.call_later(_LISTENER_CHECK_SECONDS, self._limit_unread_answers, loop)
 
     def _end_when_orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getppid() != self._parent:

@@ -136,6 +136,7 @@ _BODY_PROBLEMS = (
     ),
     Problems(408, ("body_too_slow",), "The body did not arrive within 30 s."),
     Problems(413, ("body_too_large",), "The body is larger than 1 MiB, compressed or not."),
+    Problems(503, ("too_many_uploads",), "Too many large bodies are under way; send it again."),
     Problems(
         415,
         ("unsupported_encoding", "unsupported_media_type", "unsupported_charset"),

@@ -17,7 +17,8 @@ from ingest_api.responses import HttpError
 # A client that was refused early sees a broken connection instead of the answer, so a little more than
 # the limit is read and thrown away before answering.
 _DRAINED_LIMITS = 4
-_BODY_SECONDS = 30
+_SMALL_BYTES = 16_384  # what an SDK usually sends stays below
+_CLOSE = ("connection", "close")
 # Each member of a gzip body costs a copy of what follows it: 50,000 empty ones in 1 MiB took 0.7 s.
 _MAX_GZIP_MEMBERS = 100
 # Types that clients send without thinking (`curl -d` the first); what is in them is taken for JSON.
@@ -61,55 +62,94 @@ def check_content_type(headers: RequestHeaders, accepted: Collection[str]) -> No
             raise HttpError(415, "unsupported_charset", f"{value[:40]!r} is not UTF-8")
 
 
-async def read_body(headers: RequestHeaders, protocol: RequestProtocol, limit: int) -> bytes:
-    """The body, decompressed; at most `limit` bytes both on the wire and after decompression.
+class BodyReader:
+    """Reads the bodies of one worker's requests.
 
-    Raises
-    ------
-    HttpError
-        413 if it is larger, 415 for an encoding other than gzip, 400 if the gzip data is broken or the client
-        went away half-way, 408 if it is too slow.
+    Parameters
+    ----------
+    limit : int
+        Bytes of one body, both on the wire and after decompression.
+    seconds : float
+        How long a body may take to arrive.
+    room : int
+        Bytes that all bodies under way may take together; small ones don't count, so that clients which
+        leave large ones unfinished can't keep ordinary requests out.
     """
-    encoding = (headers.get("content-encoding") or "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "x-gzip"):
-        raise HttpError(
-            415, "unsupported_encoding", f"Content-Encoding {encoding[:40]!r} is not gzip or identity"
-        )
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            body = await _read_wire(headers, protocol, limit)
-    except TimeoutError as error:
-        message = f"the body did not arrive within {_BODY_SECONDS} s"
-        raise HttpError(408, "body_too_slow", message, [("connection", "close")]) from error
-    except ProtocolClosed as error:
-        raise HttpError(400, "body_cut_off", "the connection ended before the body did") from error
-    return body if encoding == "identity" else gunzip(body, limit)
 
+    def __init__(self, limit: int, seconds: float, room: int) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._room = room
 
-async def _read_wire(headers: RequestHeaders, protocol: RequestProtocol, limit: int) -> bytes:
-    announced = headers.get("content-length")
-    if announced is not None and announced.isdecimal():
+    async def read(self, headers: RequestHeaders, protocol: RequestProtocol) -> bytes:
+        """The body, decompressed.
+
+        Raises
+        ------
+        HttpError
+            413 if it is too large, 415 for an encoding other than gzip, 400 if the gzip data is broken or the
+            client went away half-way, 408 if it is too slow, 503 if too much is under way.
+        """
+        encoding = (headers.get("content-encoding") or "identity").strip().lower()
+        if encoding not in ("identity", "gzip", "x-gzip"):
+            raise HttpError(
+                415, "unsupported_encoding", f"Content-Encoding {encoding[:40]!r} is not gzip or identity"
+            )
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read_wire(headers, protocol)
+        except TimeoutError as error:
+            message = f"the body did not arrive within {self._seconds:g} s"
+            raise HttpError(408, "body_too_slow", message, [_CLOSE]) from error
+        except ProtocolClosed as error:
+            raise HttpError(400, "body_cut_off", "the connection ended before the body did") from error
+        return body if encoding == "identity" else gunzip(body, self._limit)
+
+    async def _read_wire(self, headers: RequestHeaders, protocol: RequestProtocol) -> bytes:
+        announced = headers.get("content-length")
+        if announced is None or not announced.isdecimal():
+            return await self._read_chunks(protocol)
         # The HTTP layer refuses a length beyond 20 digits.
         length = int(announced)
-        if length <= limit:
+        if length > self._limit:
+            # A client that waits for permission needs none to be answered; and one that announces a gigabyte
+            # would not be done before the answer anyway.
+            if headers.get("expect") is not None or length > self._limit * _DRAINED_LIMITS:
+                raise _too_large(self._limit)
+            return await self._read_chunks(protocol)
+        counted = length if length > _SMALL_BYTES else 0
+        self._take(counted)
+        try:
             return await protocol()  # the server reads no more than what was announced
-        # A client that waits for permission needs none to be answered; and one that announces a gigabyte
-        # would not be done before the answer anyway.
-        if headers.get("expect") is not None or length > limit * _DRAINED_LIMITS:
-            raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in protocol:
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        else:
-            chunks.clear()
-            if size > limit * _DRAINED_LIMITS:
-                break
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(chunks)
+        finally:
+            self._room += counted
+
+    async def _read_chunks(self, protocol: RequestProtocol) -> bytes:
+        chunks: list[bytes] = []
+        size = counted = 0
+        try:
+            async for chunk in protocol:
+                size += len(chunk)
+                if size > self._limit:
+                    chunks.clear()
+                    if size > self._limit * _DRAINED_LIMITS:
+                        break
+                    continue
+                if size > _SMALL_BYTES:
+                    self._take(size - counted)
+                    counted = size
+                chunks.append(chunk)
+        finally:
+            self._room += counted
+        if size > self._limit:
+            raise _too_large(self._limit)
+        return b"".join(chunks)
+
+    def _take(self, size: int) -> None:
+        if size > self._room:
+            message = "nothing was recorded: too many large bodies are under way; send it again"
+            raise HttpError(503, "too_many_uploads", message, [("retry-after", "1"), _CLOSE])
+        self._room -= size
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
@@ -142,4 +182,4 @@ def gunzip(data: bytes, limit: int) -> bytes:
 
 def _too_large(limit: int) -> HttpError:
     message = f"the body is larger than {limit} bytes, compressed or not; send it in several requests"
-    return HttpError(413, "body_too_large", message, [("connection", "close")])
+    return HttpError(413, "body_too_large", message, [_CLOSE])

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ log = get_logger(__name__)
 
 _PORT_WAIT_SECONDS = 1.5  # workers of a killed server need a moment to notice and let go of the port
 _DRAIN_SECONDS = 15
+_BACKLOG = 4096  # connections that the kernel holds for a worker that has no time to take them
+_CONNECTION_BUFFER_BYTES = 65_536  # largest head of a request, and what is read ahead of one that waits
+# Descriptors that are no connections: segments, logs, PostgreSQL, ClickHouse, the event loop.
+_OTHER_FILES = 100
+_FEWEST_CONNECTIONS = 64
 # The server's own lines go to stderr like all others; it would write them to stdout.
 _SERVER_LOGGING: dict[str, Any] = {
     "handlers": {
@@ -57,7 +64,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     _check_spool(settings.spool_dir)
     _check_port(host, port)
     worker_locks = settings.spool_dir / f"workers-{port}.lock"
-    app = IngestApp(settings, SharedCounters(workers), worker_locks, os.getpid())
+    app = IngestApp(settings, SharedCounters(workers), worker_locks, port, os.getpid())
     server = Server(
         target="ingest_api.app",
         address=host,
@@ -65,7 +72,14 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         interface=Interfaces.RSGI,
         workers=workers,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=15_000),
+        backlog=_BACKLOG,
+        # A limit on connections: at the next one the server stops taking any until one ends.
+        backpressure=_max_connections(settings.api_max_connections),
+        http1_settings=HTTP1Settings(
+            # From the end of an answer on, so it ends idle connections as well.
+            header_read_timeout=int(settings.api_idle_seconds * 1000),
+            max_buffer_size=_CONNECTION_BUFFER_BYTES,
+        ),
         websockets=False,
         respawn_failed_workers=True,
         respawn_interval=0.1,
@@ -81,6 +95,25 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
 def _loaded(app: IngestApp) -> Any:
     """The server asks for a callable; it finds the app's `__rsgi__` methods by their names."""
     return app
+
+
+def _max_connections(wanted: int) -> int:
+    """How many connections each worker may have: `wanted`, or what there are descriptors for.
+
+    A server that runs out of descriptors can neither take a connection nor begin a segment, and turns round
+    and round trying, so the limit stays below theirs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = wanted + _OTHER_FILES
+    if soft < files:
+        soft = files if hard == resource.RLIM_INFINITY else min(hard, files)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(min(wanted, limit - _OTHER_FILES), _FEWEST_CONNECTIONS)
+    if most < wanted:
+        log.warning("few file descriptors allowed; fewer connections too", ulimit=limit, connections=most)
+    return most
 
 
 def _check_secrets(settings: Settings) -> None:

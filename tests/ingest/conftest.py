@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -54,6 +59,21 @@ class Api:
     def worker_pids(self) -> list[int]:
         assert self.process is not None
         return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def resident(self) -> int:
+        """Bytes of memory that the server and its workers hold."""
+        assert self.process is not None
+        pids = [self.process.pid, *self.worker_pids()]
+        return sum(int(psutil.Process(pid).memory_info().rss) for pid in pids)
+
+    def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
+        """A bare connection."""
+        wire = socket.socket()
+        if receive_buffer is not None:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        wire.settimeout(20)
+        wire.connect((self.settings.api_host, self.settings.api_port))
+        return wire
 
     def kill(self) -> None:
         """SIGKILL the server and its workers at once, as a crash of the machine would."""
@@ -108,6 +128,74 @@ class Account:
     @property
     def bearer(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}"}
+
+
+class Neighbour:
+    """A client that behaves, at work in the background while others don't: an event each 20 ms.
+
+    Attributes
+    ----------
+    acknowledged : list of str
+        Ids of events that were answered with 200.
+    trouble : list of str
+        Everything else that it heard.
+    slowest : float
+        Seconds of the longest request.
+    """
+
+    def __init__(self, api: Api, account: Account) -> None:
+        self.acknowledged: list[str] = []
+        self.trouble: list[str] = []
+        self.slowest = 0.0
+        self._api = api
+        self._account = account
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Neighbour:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+    def assert_unharmed(self, seconds: float = 2.0) -> None:
+        """It was served all the time, and never waited longer than `seconds`."""
+        assert self.trouble == []
+        assert len(self.acknowledged) > 5
+        assert self.slowest < seconds
+
+    def _work(self) -> None:
+        # A connection for each request, because those that are there already are the last to suffer.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        headers = self._account.bearer
+        with httpx.Client(base_url=self._api.url, limits=limits, headers=headers, timeout=30) as http:
+            for number in itertools.count():
+                if self._stop.wait(0.02):
+                    return
+                begun = time.monotonic()
+                self._send(http, f"neighbour-{number}")
+                self.slowest = max(self.slowest, time.monotonic() - begun)
+
+    def _send(self, http: httpx.Client, name: str) -> None:
+        try:
+            answer = http.post("/api/usage/track", json=event(event_id=name))
+        except httpx.TransportError as error:
+            self.trouble.append(repr(error))
+            return
+        if answer.status_code == 200:
+            self.acknowledged.append(name)
+        else:
+            self.trouble.append(f"{answer.status_code} {answer.text}")
+
+
+@pytest.fixture
+def neighbour_of(new_account: Callable[..., Account]) -> Callable[[Api], Neighbour]:
+    """``with neighbour_of(api) as neighbour:``"""
+    return lambda api: Neighbour(api, new_account("neighbour"))
 
 
 @pytest.fixture
