@@ -182,8 +182,8 @@ class IngestApp:
             WebhookInbox(self._inbox), clock, settings.stripe_webhook_secret, settings.resend_webhook_secret
         )
         health = HealthRoutes(
-            self._keys, self._shared_counters, settings.spool_dir, settings.spool_hard_limit_bytes, clock,
-            SystemClock(),
+            self._keys, self._spool, self._shared_counters, settings.spool_dir,
+            settings.spool_hard_limit_bytes, clock, SystemClock(),
         )  # fmt: skip
         docs = DocsRoutes(settings.api_public_url or settings.api_url)
         return {

@@ -19,6 +19,7 @@ from ingest_api.loader_status import read_status
 from ingest_api.metrics import SharedCounters, render
 from ingest_api.requests import Request
 from ingest_api.responses import Response, json_response, text_response
+from ingest_api.spool.group_commit import SpoolWriter
 from ingest_api.spool.segments import SpoolUsage, spool_usage
 
 _LAGGING_SECONDS = 60.0
@@ -69,6 +70,7 @@ class HealthRoutes:
     """
 
     keys: KeyRing
+    spool: SpoolWriter
     counters: SharedCounters
     spool_dir: Path
     spool_limit: int
@@ -80,15 +82,15 @@ class HealthRoutes:
         return json_response(Health("ok", version("apex-pipelines"), self.clock.now().isoformat()))
 
     async def ready(self, _request: Request) -> Response:
-        """Able to take events: keys can be checked and the spool has room. 503 otherwise."""
+        """Able to take events: keys can be checked, the spool has room and its disk works. 503 otherwise."""
         postgres = PostgresCheck(await self.keys.is_reachable())
         usage = await asyncio.to_thread(self._usage)
         if usage is None:
             spool = SpoolCheck(False, 0, 0, 0.0, True)
         else:
             age = self._backlog_seconds(usage)
-            has_room = usage.size < self.spool_limit
-            spool = SpoolCheck(has_room, usage.size, usage.segments, age, age > _LAGGING_SECONDS)
+            takes_events = usage.size < self.spool_limit and await self.spool.is_writable()
+            spool = SpoolCheck(takes_events, usage.size, usage.segments, age, age > _LAGGING_SECONDS)
         is_ready = postgres.ok and spool.ok
         body = Readiness("ready" if is_ready else "not_ready", Checks(postgres, spool))
         return json_response(body, 200 if is_ready else 503)

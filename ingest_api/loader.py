@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -239,21 +240,34 @@ def _only_loader(folder: Path) -> Iterator[None]:
             raise LoaderAlreadyRunning(
                 f"another loader (process {owner}) loads {folder}; one is enough"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        # Only for people. A full disk has no room for it, and it is the loader that makes room.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def _spool_identity(folder: Path) -> str:
-    """A name of this spool among all hosts' spools, made once. The caller holds the loader lock."""
+    """A name of this spool among all hosts' spools, made once. The caller holds the loader lock.
+
+    While the disk is too full to keep it, each start has another name.
+    """
     path = folder / "identity"
-    if not path.exists():
-        temporary = path.with_suffix(".writing")
-        temporary.write_text(uuid.uuid4().hex)
+    if path.exists():
+        return path.read_text()
+    name = uuid.uuid4().hex
+    temporary = path.with_suffix(".writing")
+    try:
+        temporary.write_text(name)
         temporary.rename(path)
-    return path.read_text()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        temporary.unlink(missing_ok=True)
+        log.warning("the spool's identity can't be kept; trying again at the next start", error=str(error))
+    return name
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ import errno
 import os
 import resource
 import socket
-import tempfile
 import time
 from contextlib import suppress
 from functools import partial
@@ -27,6 +26,7 @@ from apex_pipelines.settings import Settings
 from apex_pipelines.webhooks.signatures import BadSecret, svix_key
 from ingest_api.app import IngestApp
 from ingest_api.metrics import SharedCounters
+from ingest_api.spool.writing import check_writable
 
 log = get_logger(__name__)
 
@@ -133,9 +133,7 @@ def _check_secrets(settings: Settings) -> None:
 def _check_spool(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"x")
-            probe.flush()
+        check_writable(folder)
     except OSError as error:
         raise CannotStart(f"the spool folder {folder} can't be written: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -38,6 +39,18 @@ def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
     return event
 
 
+class _BestEffort:
+    """stderr, for lines that may be lost: a log on a full disk must not stop what it tells of."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def configure_logging(level: str = "INFO", fmt: str = "console") -> None:
     """Set up logging of this process. `fmt` is `console` for people or `json` for machines."""
     renderer: Any = (
@@ -55,7 +68,7 @@ def configure_logging(level: str = "INFO", fmt: str = "console") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=_BestEffort()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from apex_pipelines.platform.logging import get_logger
 from ingest_api.spool.backlog import DrainEstimate
 from ingest_api.spool.segments import spool_usage
-from ingest_api.spool.writing import SegmentFile
+from ingest_api.spool.writing import SegmentFile, check_writable
 
 log = get_logger(__name__)
 
@@ -98,6 +98,7 @@ class SpoolWriter:
         self._count_timer: asyncio.TimerHandle | None = None
         self._age_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._is_failing = False
         # Owned by the flusher thread.
         self._segment: SegmentFile | None = None
         self._usage_at = 0.0
@@ -112,6 +113,16 @@ class SpoolWriter:
     @property
     def is_full(self) -> bool:
         return self._spool_bytes >= self._limits.spool_size
+
+    async def is_writable(self) -> bool:
+        """Whether the disk takes what is written: as the last write went, or after a failed one by a try."""
+        if not self._is_failing:
+            return True
+        try:
+            await self._loop.run_in_executor(self._thread, check_writable, self._folder)
+        except OSError:
+            return False
+        return True
 
     async def append(self, payload: bytes, row_count: int) -> None:
         """Return once `payload`, which holds `row_count` rows, has been synced to disk.
@@ -181,6 +192,7 @@ class SpoolWriter:
             self._flush()
         else:
             self._is_flushing = False
+        self._is_failing = error is not None
         for _, _, durable in group:
             if durable.done():  # the client went away and its request was cancelled
                 continue
@@ -226,8 +238,8 @@ class SpoolWriter:
         try:
             segment.seal()
         except OSError as error:
-            log.error("segment could not be sealed; the loader recovers it", error=str(error))
             segment.abandon()
+            log.error("segment could not be sealed; the loader recovers it", error=str(error))
 
     def _count_usage(self) -> None:
         try:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
 
 from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
 from ingest_api.spool.segments import NEW, OPEN, SEALED, new_segment_name, sync_folder
+
+_CLOSED = -1
 
 
 class SegmentFile:
@@ -100,16 +103,36 @@ class SegmentFile:
         sync(self._descriptor)
         (self._folder / f"{self.batch_id}{OPEN}").rename(self._folder / f"{self.batch_id}{SEALED}")
         # The lock goes only now: whoever gets it on the old name finds that the name is gone.
-        os.close(self._descriptor)
+        self._close()
         sync_folder(self._folder)
 
     def abandon(self) -> None:
         """Cut off what was not acknowledged, as far as the disk still allows, and leave it to the loader."""
+        if self._descriptor == _CLOSED:
+            return  # sealed, and only syncing the folder failed
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self.size)
             sync(self._descriptor)
         with contextlib.suppress(OSError):
-            os.close(self._descriptor)
+            self._close()
+
+    def _close(self) -> None:
+        """Close the file once: its number may be another file's a moment later."""
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Write and sync a little in `folder`, and leave nothing behind.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, read-only or failing.
+    """
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        write_all(probe.fileno(), FILE_HEADER)
+        sync(probe.fileno())
 
 
 def sync(descriptor: int) -> None:

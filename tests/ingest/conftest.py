@@ -245,8 +245,14 @@ def new_api(
     """Starts the API: ``new_api(workers=2, APEX_SPOOL_HARD_LIMIT_BYTES="1000")``."""
     started: list[Api] = []
 
-    def make(*, workers: int = 1, preexec: Callable[[], None] | None = None, **extra: str) -> Api:
-        api = Api(settings, tmp_path / "api.log", process_environment(**extra), workers, preexec=preexec)
+    def make(
+        *,
+        workers: int = 1,
+        preexec: Callable[[], None] | None = None,
+        log: Path = tmp_path / "api.log",
+        **extra: str,
+    ) -> Api:
+        api = Api(settings, log, process_environment(**extra), workers, preexec=preexec)
         started.append(api)
         api.start()
         return api

@@ -35,10 +35,20 @@ KILLS = [5, LONG]
 
 @dataclass
 class Load:
-    """Clients that send events as SDKs do: each again, with the same id, until it is acknowledged."""
+    """Clients that send events as SDKs do: each again, with the same id, until it is acknowledged.
+
+    Attributes
+    ----------
+    padding : int
+        Characters of metadata of each event.
+    refusals : int
+        Requests that were answered with 503.
+    """
 
     url: str
     account: Account
+    padding: int = 0
+    refusals: int = 0
     sent: set[str] = field(default_factory=set)
     acknowledged: set[str] = field(default_factory=set)
     duplicates: int = 0
@@ -56,14 +66,17 @@ class Load:
                 time.sleep(0.005)
 
     def _send(self, http: httpx.Client, ids: list[str]) -> bool:
+        metadata = {f"pad{part}": "x" * 1_000 for part in range(self.padding // 1_000)}
+        events = [event(event_id=name, metadata=metadata) for name in ids]
         try:
             if len(ids) == 1:
-                answer = http.post("/api/usage/track", json=event(event_id=ids[0]))
+                answer = http.post("/api/usage/track", json=events[0])
             else:
-                answer = http.post("/api/usage/batch", json=[event(event_id=name) for name in ids])
+                answer = http.post("/api/usage/batch", json=events)
         except httpx.TransportError:
             return False
         if answer.status_code == 503:
+            self.refusals += 1
             return False
         assert answer.status_code == 200, answer.text
         if len(ids) > 1:
