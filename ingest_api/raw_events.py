@@ -30,6 +30,7 @@ _COLUMNS = {
     "correction_reason": "String",
     "batch_id": "LowCardinality(String)",
     "batch_row": "UInt32",
+    "loaded_at": "DateTime64(6, 'UTC')",
 }
 # Server errors that say that a value can't be stored. Everything else is taken for a passing trouble: it is
 # better to try for ever than to give up rows because a disk was full.
@@ -56,6 +57,12 @@ where batch_id in {batch_ids:Array(String)}
   and loaded_at >= least(fromUnixTimestamp64Milli({begun_ms:Int64}, 'UTC'), now64(3, 'UTC'))
     - toIntervalSecond({margin:UInt32})
 group by batch_id
+"""
+# Models read what was loaded after what they have read, so this time must not go back when the server's
+# clock does: rows would stay behind their mark for ever.
+_LOADING_TIME = """
+select toUnixTimestamp64Micro(greatest(now64(6, 'UTC'), max(loaded_at) + toIntervalMicrosecond(1)))
+from raw.usage_events
 """
 _RUNNING_INSERTS = """
 select count()
@@ -156,6 +163,7 @@ class RawEvents:
         Whoever is killed meanwhile must look up what is there: nothing here relies on all or nothing.
         """
         events = [event for batch in batches for event in batch.events]
+        loaded_at = self.client.query(_LOADING_TIME).result_rows[0][0]
         columns: list[Sequence[object]] = [
             [event.customer_id for event in events],
             [event.event_id for event in events],
@@ -168,6 +176,7 @@ class RawEvents:
             [event.correction_reason for event in events],
             [batch.batch_id for batch in batches for _ in batch.rows],
             [row for batch in batches for row in batch.rows],
+            [loaded_at] * len(events),
         ]
         # Native columns took as long as Arrow here (100,000 rows in 0.1 s) and need no conversion of times.
         self.client.insert(

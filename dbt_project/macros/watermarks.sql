@@ -34,6 +34,17 @@
     {% endif %}
 {% endmacro %}
 
+{#
+    When a mark is recorded: later than all others even if the server's clock was set back, since the newest
+    counts.
+#}
+{% macro recording_time() -%}
+    greatest(
+        now64(6, 'UTC'),
+        assumeNotNull((select max(recorded_at) from {{ model_watermarks() }})) + toIntervalMicrosecond(1)
+    )
+{%- endmacro %}
+
 {# The newest mark of `model` in `state`, as a DateTime64(6, 'UTC') scalar; 1970 when there is none. #}
 {% macro watermark(model, state, column='watermark') -%}
     assumeNotNull((
@@ -63,7 +74,7 @@
     of the rows in the model belong to a run that finished.
 #}
 {% macro begin_usage_events() -%}
-    insert into {{ model_watermarks() }} (model, state, watermark, rows_before)
+    insert into {{ model_watermarks() }} (model, state, watermark, rows_before, recorded_at)
     select
         'int_usage_events',
         'begun',
@@ -71,14 +82,15 @@
         assumeNotNull((
             select count() from {{ ref('stg_usage_events') }}
             where loaded_at > newest - interval 1 hour and loaded_at <= newest
-        ))
+        )),
+        {{ recording_time() }}
     settings enable_shared_storage_snapshot_in_query = 1
 {%- endmacro %}
 
 {% macro finish_usage_events() -%}
     {%- set finished = stored_watermark('int_usage_events.processed_at') -%}
-    insert into {{ model_watermarks() }} (model, state, watermark, rows_before)
-    select mark.1, 'stored', mark.2, mark.3
+    insert into {{ model_watermarks() }} (model, state, watermark, rows_before, recorded_at)
+    select mark.1, 'stored', mark.2, mark.3, {{ recording_time() }}
     from (
         select arrayJoin([
             (
@@ -119,11 +131,15 @@
 
 {# Hooks of usage_daily: it counts the events of runs that finished, and nothing of one that is under way. #}
 {% macro begin_usage_daily() -%}
-    insert into {{ model_watermarks() }} (model, state, watermark)
-    select 'usage_daily', 'begun', {{ stored_watermark('int_usage_events.processed_at') }}
+    insert into {{ model_watermarks() }} (model, state, watermark, recorded_at)
+    select
+        'usage_daily',
+        'begun',
+        {{ stored_watermark('int_usage_events.processed_at') }},
+        {{ recording_time() }}
 {%- endmacro %}
 
 {% macro finish_usage_daily() -%}
-    insert into {{ model_watermarks() }} (model, state, watermark)
-    select 'usage_daily', 'stored', {{ begun_watermark('usage_daily') }}
+    insert into {{ model_watermarks() }} (model, state, watermark, recorded_at)
+    select 'usage_daily', 'stored', {{ begun_watermark('usage_daily') }}, {{ recording_time() }}
 {%- endmacro %}

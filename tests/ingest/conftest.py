@@ -40,6 +40,7 @@ class Api:
     workers: int = 1
     process: subprocess.Popen[bytes] | None = None
     preexec: Callable[[], None] | None = None
+    python: tuple[str, ...] = (sys.executable,)
 
     @property
     def url(self) -> str:
@@ -47,7 +48,7 @@ class Api:
 
     def command(self) -> list[str]:
         port = str(self.settings.api_port)
-        return [sys.executable, "-m", "ingest_api", "--port", port, "--workers", str(self.workers)]
+        return [*self.python, "-m", "ingest_api", "--port", port, "--workers", str(self.workers)]
 
     def start(self) -> None:
         with self.log.open("ab") as out:
@@ -98,12 +99,13 @@ class LoaderProcess:
 
     log: Path
     environment: dict[str, str]
+    python: tuple[str, ...] = (sys.executable,)
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ingest_api.loader"], env=self.environment, stdout=out, stderr=out
+                [*self.python, "-m", "ingest_api.loader"], env=self.environment, stdout=out, stderr=out
             )
 
     def kill(self) -> None:
@@ -250,9 +252,10 @@ def new_api(
         workers: int = 1,
         preexec: Callable[[], None] | None = None,
         log: Path = tmp_path / "api.log",
+        python: tuple[str, ...] = (sys.executable,),
         **extra: str,
     ) -> Api:
-        api = Api(settings, log, process_environment(**extra), workers, preexec=preexec)
+        api = Api(settings, log, process_environment(**extra), workers, preexec=preexec, python=python)
         started.append(api)
         api.start()
         return api
@@ -274,8 +277,8 @@ def new_loader(
     """Starts a loader on this test's spool."""
     started: list[LoaderProcess] = []
 
-    def make(**extra: str) -> LoaderProcess:
-        loader = LoaderProcess(tmp_path / "loader.log", process_environment(**extra))
+    def make(*, python: tuple[str, ...] = (sys.executable,), **extra: str) -> LoaderProcess:
+        loader = LoaderProcess(tmp_path / "loader.log", process_environment(**extra), python)
         started.append(loader)
         loader.start()
         return loader

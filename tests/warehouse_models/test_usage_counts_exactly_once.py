@@ -163,6 +163,35 @@ def test_rows_that_become_visible_late_are_counted(models: Models) -> None:
         assert total.result_rows == [(13, 2)]
 
 
+def test_a_server_clock_that_is_set_back_hides_no_event(models: Models) -> None:
+    """A run while it was five hours ahead, and runs after it was set right."""
+    ahead = datetime.now(UTC) + timedelta(hours=5)
+    event = {
+        "customer_id": "cus_a", "event_id": "ahead", "metric_type": "impressions", "quantity": 10,
+        "event_time": START, "accepted_at": START, "loaded_at": ahead, "batch_id": "b2", "batch_row": 0,
+    }  # fmt: skip
+    models.insert_events([event])
+    models.build("usage_daily")
+    # Bring what that run wrote by its clock to where it would be.
+    marks, events = "intermediate.model_watermarks", "intermediate.int_usage_events"
+    for table, columns in (
+        (marks, "recorded_at + interval 5 hour as recorded_at, if(model = 'int_usage_events', watermark, "
+                "watermark + interval 5 hour) as watermark"),
+        (events, "processed_at + interval 5 hour as processed_at"),
+    ):  # fmt: skip
+        models.client.command(f"create table {table}_ahead as {table}")
+        models.client.command(f"insert into {table}_ahead select * replace ({columns}) from {table}")
+        models.client.command(f"exchange tables {table} and {table}_ahead")
+        models.client.command(f"drop table {table}_ahead sync")
+    for number in range(1, 4):
+        # Rows carry a later time than those before, whatever the clock says: the loader sees to it.
+        loaded_at = ahead + timedelta(microseconds=number)
+        models.insert_events([event | {"event_id": f"later-{number}", "loaded_at": loaded_at}, event])
+        models.run("run", "--select", "int_usage_events", "usage_daily")
+        total = models.client.query("select sum(quantity), sum(event_count) from marts.usage_daily")
+        assert total.result_rows == [(10 * (number + 1), number + 1)]
+
+
 def test_an_event_that_landed_and_is_not_counted_is_found(models: Models) -> None:
     loaded_at = START + timedelta(days=20)
     event = {

@@ -1,0 +1,157 @@
+"""Clocks that are set forwards and back by hours while everything runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.customers.keys import revoke_key
+from apex_pipelines.settings import Settings
+from ingest_api.spool.segments import SEALED, begun_at_ms, list_segments
+from tests.ingest.conftest import Account, Api, LoaderProcess, Neighbour, event
+from tests.ingest.test_answers import spooled, until
+from tests.ingest.test_crashes import Load, stored, wait_until_landed
+from tests.ingest.test_loader import accepted, loading, spool
+
+HOURS = 3600
+NewApi = Callable[..., Api]
+
+
+class HostClock:
+    """The clock of the processes that are started with `python`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.python = (sys.executable, str(Path(__file__).with_name("moved_clock.py")), str(file))
+        self.move(0)
+
+    def move(self, seconds: int) -> None:
+        """Let it be wrong by so many seconds."""
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(str(seconds))
+        temporary.replace(self._file)
+
+
+@pytest.fixture
+def host_clock(tmp_path: Path) -> HostClock:
+    return HostClock(tmp_path / "clock")
+
+
+def test_jumps_of_hours_harm_no_client_and_lose_nothing(
+    host_clock: HostClock,
+    warehouse: Client,
+    new_api: NewApi,
+    new_loader: Callable[..., LoaderProcess],
+    account: Account,
+    neighbour_of: Callable[[Api], Neighbour],
+    settings: Settings,
+) -> None:
+    api = new_api(workers=2, python=host_clock.python, APEX_CLOCK="system")
+    loader = new_loader(python=host_clock.python)
+    load = Load(api.url, account)
+    with load.running(), neighbour_of(api) as neighbour:
+        for seconds in (6 * HOURS, 0, -6 * HOURS, 40 * 24 * HOURS, -40 * 24 * HOURS, 0):
+            host_clock.move(seconds)
+            known = len(load.acknowledged)
+            until(lambda known=known: len(load.acknowledged) > known + 50)  # type: ignore[misc]
+            time.sleep(0.5)
+        # What is left unloaded by a loader that dies is looked up by the time in its name.
+        loader.kill()
+        host_clock.move(-6 * HOURS)
+        until(lambda: len(list_segments(settings.spool_dir, SEALED)) > 1)
+        loader.start()
+        before = api.resident()
+        host_clock.move(6 * HOURS)
+        time.sleep(1)
+        assert api.resident() - before < 16_000_000
+        backlog = httpx.get(f"{api.url}/ready").json()["checks"]["spool"]["backlog_seconds"]
+        assert backlog >= 0
+    neighbour.assert_unharmed()
+    api.stop()
+    wait_until_landed(settings.spool_dir)
+    counts = stored(warehouse)
+    sent = load.sent | set(neighbour.acknowledged)
+    assert load.acknowledged | set(neighbour.acknowledged) <= set(counts) <= sent
+    times = warehouse.query("select batch_id, loaded_at from raw.usage_events").result_rows
+    begun = [begun_at_ms(batch_id) or 0 for batch_id, _ in times]
+    assert max(begun) - min(begun) > 70 * 24 * HOURS * 1000  # the jumps did reach the processes
+
+
+def test_limits_waits_and_sealing_go_by_a_clock_that_can_not_be_set(
+    host_clock: HostClock,
+    new_api: NewApi,
+    new_account: Callable[..., Account],
+    engine: sa.Engine,
+    settings: Settings,
+) -> None:
+    api = new_api(
+        python=host_clock.python,
+        APEX_CLOCK="system",
+        APEX_API_KEY_EVENTS_PER_SECOND="10",
+        APEX_API_KEY_BURST_EVENTS="20",
+    )
+    greedy, revoked = new_account("greedy"), new_account("revoked")
+    batch = [event(event_id=None) for _ in range(20)]
+    with httpx.Client(base_url=api.url) as http:
+        for seconds in (6 * HOURS, -6 * HOURS):
+            host_clock.move(seconds)
+            assert http.post("/api/usage/batch", json=batch, headers=greedy.bearer).status_code == 200
+            host_clock.move(-seconds)
+            refused = http.post("/api/usage/batch", json=batch, headers=greedy.bearer)
+            assert refused.status_code == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 2
+            until(lambda: not list(settings.spool_dir.glob("*.open")), 5)
+            time.sleep(int(refused.headers["retry-after"]))
+        assert http.post("/api/usage/track", json=event(), headers=revoked.bearer).status_code == 200
+        with engine.begin() as connection:
+            revoke_key(connection, revoked.key_id, datetime.now(UTC))
+        host_clock.move(-6 * HOURS)
+        until(
+            lambda: http.post("/api/usage/track", json=event(), headers=revoked.bearer).status_code == 401, 7
+        )
+
+
+def test_what_clients_say_of_time_is_judged_by_the_servers_clock(
+    host_clock: HostClock, new_api: NewApi, account: Account, settings: Settings
+) -> None:
+    """A server whose clock is behind refuses what is right, with the reason that tells it."""
+    api = new_api(python=host_clock.python, APEX_CLOCK="system")
+    body = event(timestamp=datetime.now(UTC).isoformat())
+    with httpx.Client(base_url=api.url, headers=account.bearer) as http:
+        host_clock.move(-6 * HOURS)
+        behind = http.post("/api/usage/track", json=body)
+        assert (behind.status_code, behind.json()["error"]["code"]) == (422, "too_early")
+        host_clock.move(6 * HOURS)
+        assert http.post("/api/usage/track", json=body).status_code == 200
+        host_clock.move(0)
+        assert http.post("/api/usage/track", json=body).json()["duplicate"] is True
+    (row,) = spooled(settings.spool_dir)
+    assert abs(row.event_time_ms / 1000 - time.time()) < 60
+
+
+def test_the_time_of_loading_never_goes_back(warehouse: Client, settings: Settings) -> None:
+    """Rows of a server whose clock was five hours ahead, and then set right, stay the oldest."""
+    ahead = datetime.now(UTC) + timedelta(hours=5)
+    warehouse.command(
+        "insert into raw.usage_events (customer_id, event_id, batch_id, loaded_at) "
+        f"values ('cus_1', 'ahead', 'b', '{ahead:%Y-%m-%d %H:%M:%S.%f}')"
+    )
+    with loading(settings):
+        for name in ("first", "second"):
+            spool(settings.spool_dir, [accepted(name), accepted(f"{name}-too")])
+            wait_until_landed(settings.spool_dir)
+    rows = warehouse.query("select event_id from raw.usage_events order by loaded_at, batch_row").result_rows
+    assert [row[0] for row in rows] == ["ahead", "first", "first-too", "second", "second-too"]
+    (times,) = warehouse.query(
+        "select uniqExact(loaded_at), max(loaded_at) from raw.usage_events"
+    ).result_rows
+    assert times[0] == 3
+    assert times[1].replace(tzinfo=UTC) - ahead < timedelta(seconds=1)
