@@ -33,7 +33,7 @@ log = get_logger(__name__)
 _PORT_WAIT_SECONDS = 1.5  # workers of a killed server need a moment to notice and let go of the port
 _DRAIN_SECONDS = 15
 _BACKLOG = 4096  # connections that the kernel holds for a worker that has no time to take them
-_CONNECTION_BUFFER_BYTES = 65_536  # largest head of a request, and what is read ahead of one that waits
+_CONNECTION_BUFFER_BYTES = 65_536  # about what the head of a request may have and what is read ahead
 # Descriptors that are no connections: segments, logs, PostgreSQL, ClickHouse, the event loop.
 _OTHER_FILES = 100
 _FEWEST_CONNECTIONS = 64

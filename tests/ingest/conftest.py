@@ -164,7 +164,7 @@ class Neighbour:
         self._stop.set()
         self._thread.join(60)
 
-    def assert_unharmed(self, seconds: float = 2.0) -> None:
+    def assert_unharmed(self, seconds: float = 5.0) -> None:
         """It was served all the time, and never waited longer than `seconds`."""
         assert self.trouble == []
         assert len(self.acknowledged) > 5
