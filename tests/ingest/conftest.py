@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -55,11 +54,20 @@ class Api:
             self.process = subprocess.Popen(
                 self.command(), env=self.environment, stdout=out, stderr=out, preexec_fn=self.preexec
             )
+        # Orphans of a killed server may still answer for a moment; until then this one has no worker.
+        deadline = time.monotonic() + 20
+        while not self.worker_pids():
+            assert self.process.poll() is None, f"the API ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, "the API started no worker in time"
+            time.sleep(0.01)
         wait_until_up(f"{self.url}/health", self.process)
 
     def worker_pids(self) -> list[int]:
         assert self.process is not None
-        return [child.pid for child in psutil.Process(self.process.pid).children()]
+        try:
+            return [child.pid for child in psutil.Process(self.process.pid).children()]
+        except psutil.NoSuchProcess:
+            return []
 
     def resident(self) -> int:
         """Bytes of memory that the server and its workers hold."""
@@ -79,13 +87,15 @@ class Api:
     def kill(self) -> None:
         """SIGKILL the server and its workers at once, as a crash of the machine would."""
         assert self.process is not None
-        pids = [*self.worker_pids(), self.process.pid]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        workers = [psutil.Process(pid) for pid in self.worker_pids()]
+        # The parent first: it would replace a worker that dies before it.
+        self.process.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
         self.process.wait(10)
-        for pid in pids[:-1]:
-            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                pass
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert alive == []
 
     def stop(self) -> None:
         if self.process is not None:
