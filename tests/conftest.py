@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,3 +183,15 @@ def warehouse(settings: Settings, _warehouse: Settings) -> Iterator[Client]:
         client.command(f"truncate table {database}.{name}")
     yield client
     client.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print whom the tests killed how often: a fault test that kills nobody proves nothing."""
+    killed: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "teardown":
+                killed.update(dict(report.user_properties).get("sigkills", {}))
+    if killed:
+        whom = ", ".join(f"{name} {count}" for name, count in sorted(killed.items()))
+        terminalreporter.write_line(f"SIGKILLs: {killed.total()} ({whom})")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +23,14 @@ import httpx
 import psutil
 import pytest
 import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.customers.keys import issue_key
 from apex_pipelines.customers.models import Customer, KeyScope
+from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.settings import Settings, child_environment
-from tests.conftest import stop, wait_until_up
+from tests.conftest import free_port, stop, wait_until_up
+from tests.warehouse_models.conftest import Models
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -39,7 +45,7 @@ class Api:
     workers: int = 1
     process: subprocess.Popen[bytes] | None = None
     preexec: Callable[[], None] | None = None
-    python: tuple[str, ...] = (sys.executable,)
+    launcher: tuple[str, ...] = ("ingest_api",)
 
     @property
     def url(self) -> str:
@@ -47,7 +53,7 @@ class Api:
 
     def command(self) -> list[str]:
         port = str(self.settings.api_port)
-        return [*self.python, "-m", "ingest_api", "--port", port, "--workers", str(self.workers)]
+        return [sys.executable, "-m", *self.launcher, "--port", port, "--workers", str(self.workers)]
 
     def start(self) -> None:
         with self.log.open("ab") as out:
@@ -61,6 +67,12 @@ class Api:
             assert time.monotonic() < deadline, "the API started no worker in time"
             time.sleep(0.01)
         wait_until_up(f"{self.url}/health", self.process)
+
+    def revive(self) -> None:
+        """Start it again if it has ended, as it does when a worker dies twice within seconds."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self.start()
 
     def worker_pids(self) -> list[int]:
         assert self.process is not None
@@ -109,24 +121,55 @@ class LoaderProcess:
 
     log: Path
     environment: dict[str, str]
-    python: tuple[str, ...] = (sys.executable,)
-    process: subprocess.Popen[bytes] | None = field(default=None)
+    launcher: tuple[str, ...] = ("ingest_api.loader",)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*self.python, "-m", "ingest_api.loader"], env=self.environment, stdout=out, stderr=out
+                [sys.executable, "-m", *self.launcher], env=self.environment, stdout=out, stderr=out
             )
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        assert self.process.wait(10) == -signal.SIGKILL, "it had ended by itself"
 
     def stop(self) -> None:
         if self.process is not None:
             stop(self.process)
             self.process = None
+
+
+@dataclass
+class Warehouse:
+    """An embedded warehouse that a test may kill."""
+
+    settings: Settings
+    log: Path
+    launcher: tuple[str, ...] = ("apex_pipelines.platform.warehouse",)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        port = str(self.settings.warehouse_port)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *self.launcher, "--port", port],
+                env=child_environment(self.settings), stdout=out, stderr=out,
+            )  # fmt: skip
+        wait_until_up(f"http://127.0.0.1:{port}/ping", self.process)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        assert self.process.wait(10) == -signal.SIGKILL, "it had ended by itself"
+
+    def connect(self) -> Client:
+        return clickhouse.connect(self.settings, query_origin="tests")
 
 
 @dataclass(frozen=True)
@@ -262,10 +305,10 @@ def new_api(
         workers: int = 1,
         preexec: Callable[[], None] | None = None,
         log: Path = tmp_path / "api.log",
-        python: tuple[str, ...] = (sys.executable,),
+        launcher: tuple[str, ...] = Api.launcher,
         **extra: str,
     ) -> Api:
-        api = Api(settings, log, process_environment(**extra), workers, preexec=preexec, python=python)
+        api = Api(settings, log, process_environment(**extra), workers, preexec=preexec, launcher=launcher)
         started.append(api)
         api.start()
         return api
@@ -287,8 +330,8 @@ def new_loader(
     """Starts a loader on this test's spool."""
     started: list[LoaderProcess] = []
 
-    def make(*, python: tuple[str, ...] = (sys.executable,), **extra: str) -> LoaderProcess:
-        loader = LoaderProcess(tmp_path / "loader.log", process_environment(**extra), python)
+    def make(*, launcher: tuple[str, ...] = LoaderProcess.launcher, **extra: str) -> LoaderProcess:
+        loader = LoaderProcess(tmp_path / "loader.log", process_environment(**extra), launcher)
         started.append(loader)
         loader.start()
         return loader
@@ -296,6 +339,72 @@ def new_loader(
     yield make
     for loader in started:
         loader.stop()
+
+
+@pytest.fixture
+def new_warehouse(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Warehouse]]:
+    """Starts a warehouse of this test alone, with the raw tables in it; `settings` points at it."""
+    started: list[Warehouse] = []
+
+    def make(*, launcher: tuple[str, ...] = Warehouse.launcher) -> Warehouse:
+        own = Settings(home=tmp_path / "warehouse", warehouse_port=free_port())
+        front = Warehouse(own, tmp_path / "warehouse.log", launcher)
+        started.append(front)
+        front.start()
+        settings.clickhouse_url = clickhouse.clickhouse_url(own)
+        client = front.connect()
+        clickhouse.migrate(client)
+        client.close()
+        return front
+
+    yield make
+    for front in started:
+        if front.process is not None:
+            stop(front.process)
+
+
+@pytest.fixture
+def own_postgres(settings: Settings) -> Iterator[Settings]:
+    """A PostgreSQL server of this test alone, which it may kill; `settings` points at it."""
+    # PostgreSQL, when started by root, runs as another user, who must reach the folder.
+    with tempfile.TemporaryDirectory(prefix="apex-tests-", ignore_cleanup_errors=True) as folder:
+        own = Settings(home=Path(folder))
+        settings.database_url = postgres.start_embedded(own)
+        postgres.migrate(own)
+        yield own
+        postgres.stop_embedded(own)
+
+
+def kill_postgres(server: Settings) -> None:
+    """SIGKILL the whole server at once."""
+    postmaster = psutil.Process(int((server.postgres_dir / "postmaster.pid").read_text().split()[0]))
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.kill()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+
+
+@pytest.fixture
+def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Iterator[Models]:
+    """The dbt project on the shared warehouse, with nothing built yet and nothing left behind."""
+
+    def clear() -> None:
+        for database in ("staging", "intermediate", "marts"):
+            warehouse.command(f"drop database if exists {database} sync")
+        warehouse.command("drop view if exists default.usage_records sync")
+
+    clear()
+    yield Models(_warehouse, warehouse, tmp_path)
+    clear()
+
+
+@pytest.fixture
+def sigkills(record_property: Callable[[str, object], None]) -> Iterator[Counter[str]]:
+    """Where a test notes whom it killed how often; pytest prints the sums at its end."""
+    killed: Counter[str] = Counter()
+    yield killed
+    record_property("sigkills", dict(killed))
 
 
 @pytest.fixture

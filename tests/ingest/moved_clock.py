@@ -1,4 +1,4 @@
-"""`python moved_clock.py FILE -m MODULE ARGUMENTS`: run a module under a clock that a file sets wrong.
+"""`python -m tests.ingest.moved_clock FILE MODULE ARGUMENTS`: run a module under a clock that a file sets wrong.
 
 The file holds the seconds to add. The machine's own clock is everybody's and must not be touched, so this
 stands between the platform and it, at the two places where wall time comes in. Monotonic time is left alone,
@@ -35,5 +35,5 @@ def _named_now() -> uuid_utils.UUID:
 
 SystemClock.now = _now  # type: ignore[method-assign]
 uuid_utils.uuid7 = _named_now  # type: ignore[assignment]
-sys.argv = sys.argv[3:]
+sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

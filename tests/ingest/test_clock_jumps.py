@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,9 +15,10 @@ from clickhouse_connect.driver.client import Client
 from apex_pipelines.customers.keys import revoke_key
 from apex_pipelines.settings import Settings
 from ingest_api.spool.segments import SEALED, begun_at_ms, list_segments
+from tests.ingest.books import stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, Neighbour, event
+from tests.ingest.insistent_clients import InsistentClients
 from tests.ingest.test_answers import spooled, until
-from tests.ingest.test_crashes import Load, stored, wait_until_landed
 from tests.ingest.test_loader import accepted, loading, spool
 
 HOURS = 3600
@@ -26,12 +26,14 @@ NewApi = Callable[..., Api]
 
 
 class HostClock:
-    """The clock of the processes that are started with `python`."""
+    """The clock of the processes that are started with its `launcher`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self.python = (sys.executable, str(Path(__file__).with_name("moved_clock.py")), str(file))
         self.move(0)
+
+    def launcher(self, module: str) -> tuple[str, ...]:
+        return ("tests.ingest.moved_clock", str(self._file), module)
 
     def move(self, seconds: int) -> None:
         """Let it be wrong by so many seconds."""
@@ -54,14 +56,14 @@ def test_jumps_of_hours_harm_no_client_and_lose_nothing(
     neighbour_of: Callable[[Api], Neighbour],
     settings: Settings,
 ) -> None:
-    api = new_api(workers=2, python=host_clock.python, APEX_CLOCK="system")
-    loader = new_loader(python=host_clock.python)
-    load = Load(api.url, account)
+    api = new_api(workers=2, launcher=host_clock.launcher("ingest_api"), APEX_CLOCK="system")
+    loader = new_loader(launcher=host_clock.launcher("ingest_api.loader"))
+    load = InsistentClients(api.url, account)
     with load.running(), neighbour_of(api) as neighbour:
         for seconds in (6 * HOURS, 0, -6 * HOURS, 40 * 24 * HOURS, -40 * 24 * HOURS, 0):
             host_clock.move(seconds)
-            known = len(load.acknowledged)
-            until(lambda known=known: len(load.acknowledged) > known + 50)  # type: ignore[misc]
+            known = len(load.usage.acknowledged)
+            until(lambda known=known: len(load.usage.acknowledged) > known + 50)  # type: ignore[misc]
             time.sleep(0.5)
         # What is left unloaded by a loader that dies is looked up by the time in its name.
         loader.kill()
@@ -78,8 +80,8 @@ def test_jumps_of_hours_harm_no_client_and_lose_nothing(
     api.stop()
     wait_until_landed(settings.spool_dir)
     counts = stored(warehouse)
-    sent = load.sent | set(neighbour.acknowledged)
-    assert load.acknowledged | set(neighbour.acknowledged) <= set(counts) <= sent
+    sent = load.usage.sent | set(neighbour.acknowledged)
+    assert load.usage.acknowledged | set(neighbour.acknowledged) <= set(counts) <= sent
     times = warehouse.query("select batch_id, loaded_at from raw.usage_events").result_rows
     begun = [begun_at_ms(batch_id) or 0 for batch_id, _ in times]
     assert max(begun) - min(begun) > 70 * 24 * HOURS * 1000  # the jumps did reach the processes
@@ -93,7 +95,7 @@ def test_limits_waits_and_sealing_go_by_a_clock_that_can_not_be_set(
     settings: Settings,
 ) -> None:
     api = new_api(
-        python=host_clock.python,
+        launcher=host_clock.launcher("ingest_api"),
         APEX_CLOCK="system",
         APEX_API_KEY_EVENTS_PER_SECOND="10",
         APEX_API_KEY_BURST_EVENTS="20",
@@ -123,7 +125,7 @@ def test_what_clients_say_of_time_is_judged_by_the_servers_clock(
     host_clock: HostClock, new_api: NewApi, account: Account, settings: Settings
 ) -> None:
     """A server whose clock is behind refuses what is right, with the reason that tells it."""
-    api = new_api(python=host_clock.python, APEX_CLOCK="system")
+    api = new_api(launcher=host_clock.launcher("ingest_api"), APEX_CLOCK="system")
     body = event(timestamp=datetime.now(UTC).isoformat())
     with httpx.Client(base_url=api.url, headers=account.bearer) as http:
         host_clock.move(-6 * HOURS)

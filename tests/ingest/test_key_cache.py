@@ -6,14 +6,12 @@ import asyncio
 import hashlib
 import os
 import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -25,7 +23,7 @@ from apex_pipelines.settings import Settings
 from ingest_api.key_cache import KeyCache, KnownKey, store_name
 from ingest_api.key_lookup import KeyRecord, KeysUnavailable
 from ingest_api.keys import KeyProblem, KeyRefused, KeyRing
-from tests.ingest.conftest import CREATED, Api, event
+from tests.ingest.conftest import CREATED, Api, event, kill_postgres
 from tests.ingest.test_answers import NOW, until
 
 DAY = 86_400.0
@@ -242,27 +240,6 @@ def test_a_folder_that_takes_no_files_stops_nothing(tmp_path: Path, clock: Manua
     in_a_life(use)
 
 
-@pytest.fixture
-def own_postgres(tmp_path: Path, settings: Settings) -> Iterator[Settings]:
-    """A PostgreSQL server of this test alone, which it may kill; `settings` points at it."""
-    # PostgreSQL, when started by root, runs as another user, who must reach the folder.
-    with tempfile.TemporaryDirectory(prefix="apex-tests-", ignore_cleanup_errors=True) as folder:
-        own = Settings(home=Path(folder))
-        settings.database_url = postgres.start_embedded(own)
-        postgres.migrate(own)
-        yield own
-        postgres.stop_embedded(own)
-
-
-def _kill(server: Settings) -> None:
-    """SIGKILL the whole server at once."""
-    postmaster = psutil.Process(int((server.postgres_dir / "postmaster.pid").read_text().split()[0]))
-    processes = [postmaster, *postmaster.children(recursive=True)]
-    for process in processes:
-        process.kill()
-    psutil.wait_procs(processes, timeout=10)
-
-
 def test_an_api_restarted_while_postgres_is_dead_serves_the_keys_it_knew(
     own_postgres: Settings,
     settings: Settings,
@@ -295,7 +272,7 @@ def test_an_api_restarted_while_postgres_is_dead_serves_the_keys_it_knew(
         until(lambda: [status(revoked.plaintext, "c")[0] for _ in range(6)] == [401] * 6)
         files = settings.home_path / "known-keys"
         until(lambda: any(b"2026-06-01" in path.read_bytes() for path in files.glob("*.json")))
-        _kill(own_postgres)
+        kill_postgres(own_postgres)
         for end in (api.kill, api.stop):  # a crash, then an orderly restart
             end()
             api.start()

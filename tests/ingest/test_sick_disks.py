@@ -20,9 +20,10 @@ from apex_pipelines.settings import Settings
 from ingest_api.spool import segments, writing
 from ingest_api.spool.group_commit import SpoolUnavailable, SpoolWriter
 from tests.conftest import mounted
+from tests.ingest.books import stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
+from tests.ingest.insistent_clients import InsistentClients
 from tests.ingest.test_answers import spooled, until
-from tests.ingest.test_crashes import Load, stored, wait_until_landed
 from tests.ingest.test_spool import LIMITS, all_payloads, run_writer
 
 MIB = 1 << 20
@@ -83,24 +84,24 @@ def test_a_full_disk_refuses_and_the_loader_makes_room_again(
 ) -> None:
     log = full_disk / "api.log"  # what tells of it can't be written either
     api = new_api(log=log, workers=2, APEX_SPOOL_SEGMENT_MAX_BYTES="200000")
-    load = Load(api.url, account, padding=2_000)
+    load = InsistentClients(api.url, account, padding=2_000)
     httpx.get(f"{api.url}/openapi.json")
     pids = api.worker_pids()
     with load.running():
         until(lambda: os.statvfs(full_disk).f_bfree == 0 and load.refusals > 100)
-        before, known = api.resident(), len(load.acknowledged)
+        before, known = api.resident(), len(load.usage.acknowledged)
         time.sleep(2)
-        assert len(load.acknowledged) - known < 20  # the last bytes
+        assert len(load.usage.acknowledged) - known < 20  # the last bytes
         assert api.resident() - before < 16 * MIB
         assert httpx.get(f"{api.url}/health").status_code == 200
-        known = len(load.acknowledged)
+        known = len(load.usage.acknowledged)
         new_loader()
-        until(lambda: len(load.acknowledged) > known + 200, 30)
+        until(lambda: len(load.usage.acknowledged) > known + 200, 30)
     assert api.worker_pids() == pids
     api.stop()
     wait_until_landed(settings.spool_dir)
     counts = stored(warehouse)
-    assert load.acknowledged <= set(counts) <= load.sent
+    assert load.usage.acknowledged <= set(counts) <= load.usage.sent
     assert not (settings.spool_dir / "damaged").exists()
 
 
@@ -130,15 +131,15 @@ def test_a_disk_that_turns_read_only_acknowledges_nothing_more(
 ) -> None:
     """As the kernel does it to a disk on which it has seen an error."""
     api = new_api(workers=2)
-    load = Load(api.url, account)
+    load = InsistentClients(api.url, account)
     with load.running():
-        until(lambda: len(load.acknowledged) > 200)
+        until(lambda: len(load.usage.acknowledged) > 200)
         subprocess.run(["mount", "-o", "remount,abort", str(real_disk)], check=True)
         until(lambda: load.refusals > 50)
-        known = len(load.acknowledged)
+        known = len(load.usage.acknowledged)
         before = api.resident()
         assert_only_reading_works(api, account, "read-only")
-        assert len(load.acknowledged) == known
+        assert len(load.usage.acknowledged) == known
         assert api.resident() - before < 16 * MIB
     assert_survived(api, load, settings)
 
@@ -148,17 +149,17 @@ def test_a_disk_that_fails_to_sync_acknowledges_nothing_more(
 ) -> None:
     """Input and output errors on every call, from one moment on, as of a drive that was pulled out."""
     api = new_api()
-    load = Load(api.url, account)
+    load = InsistentClients(api.url, account)
     with load.running():
-        until(lambda: len(load.acknowledged) > 200)
+        until(lambda: len(load.usage.acknowledged) > 200)
         descriptor = os.open(real_disk, os.O_RDONLY)
         fcntl.ioctl(descriptor, _EXT4_IOC_SHUTDOWN, _NOTHING_MORE_IS_WRITTEN)
         os.close(descriptor)
         until(lambda: load.refusals > 50)
-        known = len(load.acknowledged)
+        known = len(load.usage.acknowledged)
         before = api.resident()
         assert_only_reading_works(api, account, "broken")
-        assert len(load.acknowledged) == known
+        assert len(load.usage.acknowledged) == known
         assert api.resident() - before < 16 * MIB
     assert_survived(api, load, settings)
 
@@ -176,7 +177,7 @@ def assert_survived(api: Api, load: Load, settings: Settings) -> None:
     )
     assert answer.status_code == 200
     found = {row.event_id for row in spooled(settings.spool_dir)}
-    assert load.acknowledged <= found <= load.sent | {"after"}
+    assert load.usage.acknowledged <= found <= load.usage.sent | {"after"}
     api.stop()
 
 

@@ -10,17 +10,15 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
-from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
 from apex_pipelines.customers.keys import issue_key
@@ -39,20 +37,6 @@ FIELDS = {
     "data_transfer": ("data_transfer_gb", 9),
     "mediated_revenue": ("mediated_revenue_usd", 6),
 }
-
-
-@pytest.fixture
-def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Iterator[Models]:
-    """The dbt project on the shared warehouse, with nothing built yet and nothing left behind."""
-
-    def clear() -> None:
-        for database in ("staging", "intermediate", "marts"):
-            warehouse.command(f"drop database if exists {database} sync")
-        warehouse.command("drop view if exists default.usage_records sync")
-
-    clear()
-    yield Models(_warehouse, warehouse, tmp_path)
-    clear()
 
 
 @pytest.fixture
