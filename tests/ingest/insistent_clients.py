@@ -43,6 +43,7 @@ class InsistentClients:
     url: str
     account: Account
     name: str = "client"
+    pause: float = 0.005  # seconds between two requests of one
     with_hooks: bool = False
     padding: int = 0
     usage: Exchange = field(default_factory=Exchange)
@@ -79,7 +80,7 @@ class InsistentClients:
             with httpx.Client(base_url=self.url, timeout=5) as http:
                 while not self._stop.is_set():
                     send_next(http)
-                    time.sleep(0.005)
+                    time.sleep(self.pause)
         except Exception as error:  # noqa: BLE001 - handed to the test at the end
             self._failures.append(error)
 

@@ -11,9 +11,9 @@ from tests.ingest.kill_at import POINTS
 _NAMED = 1, 3
 _RANDOM = {
     # test: (short, long)
-    "server": (3, 40),
+    "server": (2, 40),
     "workers": (2, 40),
-    "loader": (3, 40),
+    "loader": (2, 40),
     "warehouse and loader": (2, 40),
     "tiny segments": (2, 40),
     "postgres": (2, 40),

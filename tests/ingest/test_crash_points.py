@@ -52,15 +52,16 @@ def test_a_kill_at_any_named_point_loses_nothing_and_counts_nothing_twice(
     api = new_api(workers=2, launcher=(*launcher, "worker"), APEX_SPOOL_SEGMENT_MAX_AGE_MS="50", **SECRETS)
     loader = new_loader(launcher=(*launcher, "loader"), APEX_LOADER_POLL_MS="10")
     baits = Baits(settings.spool_dir)
-    exchanges = {}
+    exchanges: dict[str, InsistentClients] = {}
     for round_ in range(rounds):
         for point in POINTS:
-            clients = InsistentClients(api.url, account, f"{round_} {point.name}", with_hooks=True)
-            exchanges[round_, point.name] = clients
+            name = f"{round_} {point.name}"
+            clients = InsistentClients(api.url, account, name, with_hooks=True, pause=0.03)
+            exchanges[name] = clients
             if point.role is Role.LOADER:
                 # It finds the baits when it starts, so that they are in doubt.
                 loader.stop()
-                baits.lay(f"{round_} {point.name}")
+                baits.lay(name)
             elif not loader.is_running:
                 loader.start()
             trap.set(point)
@@ -78,7 +79,7 @@ def test_a_kill_at_any_named_point_loses_nothing_and_counts_nothing_twice(
     wait_until_landed(settings.spool_dir)
     client = warehouse.connect()
     counts = stored(client)
-    for (_, name), clients in exchanges.items():
+    for name, clients in exchanges.items():
         there = {event_id for event_id in counts if event_id.startswith(f"{clients.name}-")}
         assert clients.usage.acknowledged <= there <= clients.usage.sent, name
     assert set(counts) <= baits.whole.union(*(clients.usage.sent for clients in exchanges.values()))

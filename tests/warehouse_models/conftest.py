@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -39,7 +39,7 @@ class Models:
     settings: Settings
     client: Client
     work_dir: Path
-    parsed: bytes | None = field(default=None, repr=False)
+    parsed: ClassVar[bytes | None] = None  # parsing takes seconds, and is the same for any warehouse
 
     def command(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> list[str]:
         """dbt's command line; `as_of` None leaves the variable out."""
@@ -81,7 +81,7 @@ class Models:
                 parse = dbtRunner().invoke(self.command("parse", as_of=as_of)[1:])
                 assert parse.success, parse.exception
                 assert isinstance(parse.result, Manifest)
-                self.parsed = parse.result.to_msgpack()
+                Models.parsed = parse.result.to_msgpack()
             # A fresh copy each time, because a run leaves its compiled code in it.
             done = dbtRunner(manifest=Manifest.from_msgpack(self.parsed)).invoke(command)
         if not done.success:
