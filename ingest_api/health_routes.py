@@ -20,7 +20,7 @@ from ingest_api.metrics import SharedCounters, render
 from ingest_api.requests import Request
 from ingest_api.responses import Response, json_response, text_response
 from ingest_api.spool.group_commit import SpoolWriter
-from ingest_api.spool.segments import SpoolUsage, spool_usage
+from ingest_api.spool.segments import SpoolUsage, damaged_pieces, spool_usage
 
 _LAGGING_SECONDS = 60.0
 
@@ -99,8 +99,9 @@ class HealthRoutes:
         """Prometheus text for all workers and the loader."""
         usage = await asyncio.to_thread(self._usage) or SpoolUsage(0, 0, None)
         loader = await asyncio.to_thread(read_status, self.spool_dir)
+        damaged = await asyncio.to_thread(damaged_pieces, self.spool_dir)
         now = self.host_clock.now().timestamp()
-        text = render(self.counters, usage, self._backlog_seconds(usage), loader, now)
+        text = render(self.counters, usage, self._backlog_seconds(usage), damaged, loader, now)
         return text_response(text, "text/plain; version=0.0.4; charset=utf-8")
 
     def _usage(self) -> SpoolUsage | None:

@@ -61,6 +61,7 @@ _HELP = {
     "apex_ingest_spool_bytes": "Bytes in the spool that are not loaded yet.",
     "apex_ingest_spool_segments": "Segments in the spool that are not loaded yet.",
     "apex_ingest_backlog_seconds": "Age of the oldest segment that is not loaded yet.",
+    "apex_ingest_damaged_pieces": "Damaged pieces of spool files that were kept aside and not removed yet.",
     "apex_loader_rows_total": "Rows found in raw.usage_events after loading.",
     "apex_loader_segments_total": "Segments loaded and removed.",
     "apex_loader_inserts_total": "Inserts that succeeded.",
@@ -143,6 +144,7 @@ def render(
     counters: SharedCounters,
     usage: SpoolUsage,
     backlog_seconds: float,
+    damaged_pieces: int,
     loader: LoaderStatus | None,
     now: float,
 ) -> str:
@@ -173,6 +175,7 @@ def render(
     sample("apex_ingest_spool_bytes", "", usage.size, "gauge")
     sample("apex_ingest_spool_segments", "", usage.segments, "gauge")
     sample("apex_ingest_backlog_seconds", "", backlog_seconds, "gauge")
+    sample("apex_ingest_damaged_pieces", "", damaged_pieces, "gauge")
     if loader is not None:
         for field in ("rows", "segments", "inserts", "seconds", "dead_letters", "failures"):
             sample(f"apex_loader_{field}_total", "", getattr(loader, field), "counter")

@@ -82,6 +82,12 @@ def spool_usage(folder: Path) -> SpoolUsage:
     return SpoolUsage(size, segments, min(begun, default=None))
 
 
+def damaged_pieces(folder: Path) -> int:
+    """Pieces of segments of `folder` that were set aside and that nobody has removed yet."""
+    # The report beside them is one no more than a copy that was never finished.
+    return sum(1 for path in folder.joinpath(DAMAGED_FOLDER).glob("*.*-*"))
+
+
 def sync_folder(folder: Path) -> None:
     """Make creations, renames and removals in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""`python -m tests.ingest.moved_clock FILE MODULE ARGUMENTS`: run a module under a clock that a file sets wrong.
+"""`python -m tests.ingest.moved_clock FILE MODULE ARGUMENTS`: a module under a clock that a file sets wrong.
 
 The file holds the seconds to add. The machine's own clock is everybody's and must not be touched, so this
 stands between the platform and it, at the two places where wall time comes in. Monotonic time is left alone,

@@ -164,7 +164,7 @@ def test_a_disk_that_fails_to_sync_acknowledges_nothing_more(
     assert_survived(api, load, settings)
 
 
-def assert_survived(api: Api, load: Load, settings: Settings) -> None:
+def assert_survived(api: Api, load: InsistentClients, settings: Settings) -> None:
     """After a crash and a repair of the disk, all that was acknowledged is on it."""
     api.kill()
     image = settings.home_path.parent / "disk.img"
