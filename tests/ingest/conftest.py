@@ -14,7 +14,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,14 +26,18 @@ import pytest
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
 from apex_pipelines.customers.keys import issue_key
 from apex_pipelines.customers.models import Customer, KeyScope
+from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.settings import Settings, child_environment
 from tests.conftest import free_port, stop, wait_until_up
 from tests.warehouse_models.conftest import Models
 
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 6, 1, tzinfo=UTC)  # where the settings of these tests let time stand
+STARTED = datetime(2026, 4, 15, 13, 45, 10, tzinfo=UTC)  # cuts the first and the last day of each period
 
 
 @dataclass
@@ -280,6 +285,62 @@ def new_account(engine: sa.Engine) -> Callable[..., Account]:
 @pytest.fixture
 def account(new_account: Callable[..., Account]) -> Account:
     return new_account("ada")
+
+
+@dataclass
+class Reader:
+    """A customer who asks for its own figures."""
+
+    url: str
+    account: Account
+    token: str
+
+    @property
+    def customer_id(self) -> str:
+        return self.account.customer_id
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}"}
+        return httpx.get(f"{self.url}/api/usage/{path}", headers=headers, timeout=10, **options)
+
+    def read(self, path: str) -> Any:
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json(parse_float=Decimal)
+
+
+@pytest.fixture
+def new_reader(
+    engine: sa.Engine, settings: Settings, new_account: Callable[..., Account]
+) -> Callable[..., Reader]:
+    """Makes subscribed customers with a token: ``new_reader("ada", plan="studio")``."""
+
+    def make(
+        name: str, *, plan: str | None = "indie", lifetime: timedelta = timedelta(hours=1), **terms: Any
+    ) -> Reader:
+        account = new_account(name)
+        with engine.begin() as connection:
+            sync_plans(connection)
+            if plan is not None:
+                subscribe(connection, NewSubscription(account.customer_id, plan, STARTED, **terms), NOW)
+        token = issue_token(token_secret(settings), account.customer_id, NOW, lifetime)
+        return Reader(settings.api_url, account, token)
+
+    return make
+
+
+@pytest.fixture
+def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Iterator[Models]:
+    """The dbt project on the shared warehouse, with nothing built yet and nothing left behind."""
+
+    def clear() -> None:
+        for database in ("staging", "intermediate", "marts"):
+            warehouse.command(f"drop database if exists {database} sync")
+        warehouse.command("drop view if exists default.usage_records sync")
+
+    clear()
+    yield Models(_warehouse, warehouse, tmp_path)
+    clear()
 
 
 @pytest.fixture

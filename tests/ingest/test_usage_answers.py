@@ -20,16 +20,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
-from apex_pipelines.customers.keys import issue_key
-from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.settings import Settings
 from ingest_api.request_limit import RequestLimit, Standing
-from tests.ingest.conftest import CREATED, Account, Api, event
+from tests.ingest.conftest import NOW, STARTED, Api, Reader, event
 from tests.warehouse_models.conftest import Models
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)  # where the settings of these tests let time stand
-STARTED = datetime(2026, 4, 15, 13, 45, 10, tzinfo=UTC)  # cuts the first and the last day of each period
 PERIOD = datetime(2026, 5, 15, 13, 45, 10, tzinfo=UTC), datetime(2026, 6, 15, 13, 45, 10, tzinfo=UTC)
 FIELDS = {
     "impressions": ("impressions", 0),
@@ -43,42 +38,6 @@ FIELDS = {
 def reading_api(models: Models, new_api: Callable[..., Api]) -> Api:
     """The API over an empty warehouse, with no limit that a test could run into."""
     return new_api(APEX_API_READS_PER_WINDOW="1000000")
-
-
-@dataclass
-class Reader:
-    """A customer who asks for its own figures."""
-
-    url: str
-    customer_id: str
-    token: str
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        headers = {"authorization": f"Bearer {self.token}"}
-        return httpx.get(f"{self.url}/api/usage/{path}", headers=headers, timeout=10, **options)
-
-    def read(self, path: str) -> Any:
-        answer = self.get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json(parse_float=Decimal)
-
-
-@pytest.fixture
-def new_reader(
-    engine: sa.Engine, settings: Settings, new_account: Callable[..., Account]
-) -> Callable[..., Reader]:
-    """Makes subscribed customers with a token: ``new_reader("ada", plan="studio")``."""
-
-    def make(name: str, *, plan: str | None = "indie", **terms: Any) -> Reader:
-        account = new_account(name)
-        with engine.begin() as connection:
-            sync_plans(connection)
-            if plan is not None:
-                subscribe(connection, NewSubscription(account.customer_id, plan, STARTED, **terms), NOW)
-        token = issue_token(token_secret(settings), account.customer_id, NOW, timedelta(hours=1))
-        return Reader(settings.api_url, account.customer_id, token)
-
-    return make
 
 
 @dataclass
@@ -279,15 +238,12 @@ def test_whole_days_are_read_from_the_daily_figures_and_reopened_days_from_the_e
 
 
 def test_an_acknowledged_event_shows_within_two_seconds(
-    reading_api: Api, models: Models, new_reader: Callable[..., Reader], new_loader: Callable[..., Any],
-    engine: sa.Engine,
-) -> None:  # fmt: skip
+    reading_api: Api, models: Models, new_reader: Callable[..., Reader], new_loader: Callable[..., Any]
+) -> None:
     reader = new_reader("ada")
-    with engine.begin() as connection:
-        key = issue_key(connection, reader.customer_id, CREATED).plaintext
     new_loader()
     waits = []
-    with httpx.Client(base_url=reading_api.url, headers={"authorization": f"Bearer {key}"}) as sender:
+    with httpx.Client(base_url=reading_api.url, headers=reader.account.bearer) as sender:
         for number in range(1, 13):
             body = event(quantity=1, event_id=f"evt-{number}")
             assert sender.post("/api/usage/track", json=body).status_code == 200
