@@ -333,14 +333,10 @@ def new_reader(
 def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Iterator[Models]:
     """The dbt project on the shared warehouse, with nothing built yet and nothing left behind."""
 
-    def clear() -> None:
-        for database in ("staging", "intermediate", "marts"):
-            warehouse.command(f"drop database if exists {database} sync")
-        warehouse.command("drop view if exists default.usage_records sync")
-
-    clear()
-    yield Models(_warehouse, warehouse, tmp_path)
-    clear()
+    found = Models(_warehouse, warehouse, tmp_path)
+    found.drop_all()
+    yield found
+    found.drop_all()
 
 
 @pytest.fixture

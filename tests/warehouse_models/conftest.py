@@ -100,6 +100,12 @@ class Models:
             "--resource-type", "model", "--resource-type", "seed", as_of=as_of, **variables,
         )  # fmt: skip
 
+    def drop_all(self) -> None:
+        """Nothing is built any more; raw rows stay."""
+        for database in ("staging", "intermediate", "marts"):
+            self.client.command(f"drop database if exists {database} sync")
+        self.client.command("drop view if exists default.usage_records sync")
+
     def frame(self, query: str) -> pl.DataFrame:
         """A query's rows."""
         frame = pl.from_arrow(self.client.query_arrow(query))
@@ -167,9 +173,7 @@ def _models_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]
 def models(_models_server: Models) -> Models:
     """The project on empty raw tables and with nothing built yet."""
     client = _models_server.client
-    for database in ("staging", "intermediate", "marts"):
-        client.command(f"drop database if exists {database} sync")
-    client.command("drop view if exists default.usage_records sync")
+    _models_server.drop_all()
     for table in ("usage_events", "customers", "subscriptions", "payments", "email_log"):
         client.command(f"truncate table raw.{table}")
     client.command("truncate table ml.churn_scores")
