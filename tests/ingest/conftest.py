@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import signal
 import socket
@@ -104,12 +103,11 @@ class Api:
     def kill(self) -> None:
         """SIGKILL the server and its workers at once, as a crash of the machine would."""
         assert self.process is not None
+        # Stopped first: it must not start a worker in place of a killed one before it dies itself.
+        self.process.send_signal(signal.SIGSTOP)
         workers = [psutil.Process(pid) for pid in self.worker_pids()]
-        # The parent first: it would replace a worker that dies before it.
-        self.process.kill()
-        for worker in workers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.kill()
+        for victim in [*workers, self.process]:
+            victim.kill()
         self.process.wait(10)
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert alive == []
@@ -440,20 +438,6 @@ def kill_postgres(server: Settings) -> None:
         process.kill()
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
-
-
-@pytest.fixture
-def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Iterator[Models]:
-    """The dbt project on the shared warehouse, with nothing built yet and nothing left behind."""
-
-    def clear() -> None:
-        for database in ("staging", "intermediate", "marts"):
-            warehouse.command(f"drop database if exists {database} sync")
-        warehouse.command("drop view if exists default.usage_records sync")
-
-    clear()
-    yield Models(_warehouse, warehouse, tmp_path)
-    clear()
 
 
 @pytest.fixture
