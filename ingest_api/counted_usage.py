@@ -66,7 +66,8 @@ with
             event_id,
             sipHash64({customer:String}, event_id) as event_key,
             argMin(
-                (toString(metric_type), quantity, event_time), (loaded_at, batch_id, batch_row)
+                (toString(metric_type), quantity, event_time),
+                (loaded_at, accepted_at, batch_id, batch_row)
             ) as event
         from raw.usage_events
         where loaded_at > fromUnixTimestamp64Micro({read_from:Int64}, 'UTC')

@@ -29,9 +29,11 @@ from hypothesis import strategies as st
 
 from apex_pipelines.billing.store import roll_periods
 from apex_pipelines.customers.keys import issue_operator_key
+from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.platform.snapshot import copy_table
+from apex_pipelines.settings import Settings
 from tests.conftest import wait_until_up
-from tests.ingest.conftest import CREATED, NOW, STARTED, Api, LoaderProcess, Reader, event
+from tests.ingest.conftest import CREATED, NOW, STARTED, Account, Api, LoaderProcess, Reader, event
 from tests.ingest.counted_by_hand import Count, Event, Terms, first_of_each, refusal
 from tests.ingest.test_answers import BAD_EVENTS, until
 from tests.ingest.test_crashes import wait_until_landed
@@ -255,12 +257,16 @@ class World:
         self.connect()
 
     def kill_worker(self) -> None:
-        (worker,) = self.api.worker_pids()
-        assert self.api.process is not None
+        """The server starts another; when two die within seconds it ends, and the supervisor starts it."""
+        (worker,), server = self.api.worker_pids(), self.api.process
+        assert server is not None
         self.connected.close()
         os.kill(worker, signal.SIGKILL)
-        until(lambda: worker not in self.api.worker_pids() and bool(self.api.worker_pids()))
-        wait_until_up(f"{self.api.url}/health", self.api.process)
+        until(lambda: server.poll() is not None or bool({*self.api.worker_pids()} - {worker}))
+        if server.poll() is None:
+            wait_until_up(f"{self.api.url}/health", server)
+        else:
+            self.api.start()
         self.connect()
 
     def copy_tables(self) -> None:
@@ -675,3 +681,31 @@ def test_every_answer_and_mart_is_what_a_plain_list_says_after_any_history(
     print(dict(sorted(world.done.items())))
     for told in ("accepted", "duplicate", "too_late", "repeats that landed"):
         assert world.done[told] > 0
+
+
+def test_the_first_accepted_wins_whichever_worker_took_it(
+    models: Models,
+    settings: Settings,
+    account: Account,
+    new_api: Callable[..., Api],
+    new_loader: Callable[..., LoaderProcess],
+) -> None:
+    """Workers don't know of each other's events, and these wait for the warehouse side by side."""
+    api = new_api(workers=2, APEX_CLOCK="system")
+    ids = [f"evt-{number}" for number in range(30)]
+    taken = 0
+    for event_id, quantity in itertools.product(ids, (1, 1_000)):
+        # Each on a connection of its own, so that either worker may get it.
+        body = event(event_id=event_id, quantity=quantity)
+        answer = httpx.post(f"{api.url}/api/usage/track", json=body, headers=account.bearer)
+        assert answer.status_code == 200
+        taken += "duplicate" not in answer.json()
+    assert taken > len(ids), "no repeat came to another worker"
+    new_loader()
+    wait_until_landed(settings.spool_dir)
+    token = issue_token(token_secret(settings), account.customer_id, datetime.now(UTC), timedelta(hours=1))
+    reader = Reader(api.url, account, token)
+    assert reader.read("analytics?days=2")["total_impressions"] == len(ids)
+    models.build("int_usage_events")
+    stored = "select count(), sum(quantity) from intermediate.int_usage_events"
+    assert models.client.query(stored).result_rows == [(len(ids), len(ids))]

@@ -89,7 +89,8 @@ first_arrivals as (
                     metric_type, quantity, event_time, accepted_at, metadata,
                     corrects_event_id, correction_reason, batch_id, batch_row, loaded_at
                 ),
-                (loaded_at, batch_id, batch_row)
+                -- What was loaded together may come from several workers, whose names say nothing of time.
+                (loaded_at, accepted_at, batch_id, batch_row)
             ) as event
         from arrivals
         where event_key in (select event_key from repeated_keys)
