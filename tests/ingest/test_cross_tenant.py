@@ -28,9 +28,10 @@ from tests.ingest.test_crashes import wait_until_landed
 from tests.ingest.test_webhooks import SECRETS
 
 SECRET = "s" * 64  # long enough for each algorithm that is tried
-# A figure and names that stand nowhere else: whoever sees one of them has seen the victim's data.
-QUANTITY = 918_273
-FIGURE = "918273"
+# A figure and names that stand nowhere else: whoever sees one of them has seen the victim's data. The metric
+# is one that no route's example adds to.
+METRIC = "data_transfer"
+FIGURE = "918.273"
 EVENT_ID = "an-event-of-the-victim"
 NAME = "victim"
 OWN_KEY, OWN_TOKEN, OPERATOR_KEY = "the customer's own key", "the customer's own token", "the operator's key"
@@ -122,7 +123,9 @@ def _renamed(value: Any, fields: dict[str, str], mark: str) -> Any:
 def victim(new_reader: Callable[..., Reader], api: Api) -> Reader:
     """A customer whose figures are known to it alone."""
     made = new_reader(NAME, included_impressions=1_000)
-    sent = event(quantity=QUANTITY, event_id=EVENT_ID, metadata={"app_id": "app-of-the-victim"})
+    sent = event(
+        metric_type=METRIC, quantity=FIGURE, event_id=EVENT_ID, metadata={"app_id": "app-of-the-victim"}
+    )
     assert httpx.post(f"{api.url}/api/usage/track", json=sent, headers=made.account.bearer).status_code == 200
     return made
 
