@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from apex_pipelines.platform.logging import configure_logging
+from apex_pipelines.platform.logging import capture_library_logs, configure_logging
 from apex_pipelines.settings import Settings
 from ingest_api.server import CannotStart, serve
 
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=settings.api_workers)
     arguments = parser.parse_args()
     configure_logging(settings.log_level, settings.log_format)
+    capture_library_logs(settings.log_format)
     try:
         serve(settings, arguments.host, arguments.port, arguments.workers)
     except CannotStart as error:

@@ -21,7 +21,7 @@ from apex_pipelines.metering.rules import MeteringRules
 from apex_pipelines.platform import catalogue
 from apex_pipelines.platform.catalogue import Metric
 from apex_pipelines.platform.clock import SystemClock, clock_from_setting
-from apex_pipelines.platform.logging import configure_logging, get_logger
+from apex_pipelines.platform.logging import capture_library_logs, configure_logging, get_logger
 from apex_pipelines.settings import Settings
 from ingest_api import endpoints, metrics
 from ingest_api.cors import CorsPolicy
@@ -29,7 +29,6 @@ from ingest_api.counted_usage import CountedUsage
 from ingest_api.customer_directory import CustomerDirectory
 from ingest_api.database import Database, DatabaseThread
 from ingest_api.docs_routes import DocsRoutes
-from ingest_api.failure_log import FailureLog
 from ingest_api.health_routes import HealthRoutes
 from ingest_api.intake import Intake
 from ingest_api.key_cache import KeyCache, store_name
@@ -40,6 +39,7 @@ from ingest_api.rate_limit import KeyRates
 from ingest_api.recent_events import RecentEvents
 from ingest_api.request_body import BodyReader, RequestHeaders, RequestProtocol, check_content_type
 from ingest_api.request_limit import RequestLimit
+from ingest_api.request_log import Answered, RequestLog
 from ingest_api.requests import Handler, Request, request_id
 from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response, error_response
 from ingest_api.routing import Router
@@ -103,15 +103,16 @@ class IngestApp:
         self._port = port
         self._parent = parent
         self._cors = CorsPolicy(settings.cors_origins)
-        self._failures = FailureLog()
         self._bodies = BodyReader(
             settings.api_max_body_bytes, settings.api_body_seconds, settings.api_max_uploading_bytes
         )
+        self._requests = RequestLog(settings.log_level)
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Build the worker's parts; runs in the worker's process, before its first request."""
         settings = self._settings
         configure_logging(settings.log_level, settings.log_format)
+        capture_library_logs(settings.log_format)
         number = metrics.claim_worker_number(self._worker_locks, self._shared_counters.workers)
         self._counters = self._shared_counters.row(number)
         limits = SpoolLimits(
@@ -211,6 +212,7 @@ class IngestApp:
         )
 
     async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
+        began = time.perf_counter()
         headers = scope.headers
         identity = request_id(headers)
         failure: HttpError | None = None
@@ -224,14 +226,18 @@ class IngestApp:
             failure = HttpError(500, "internal_error", "the request failed on our side")
         if failure is not None:
             response = error_response(failure, identity)
-        self._counters.add(metrics.ANSWERS[response.status // 100])
         sent = [*response.headers, *SECURITY_HEADERS, ("x-request-id", identity)]
         if self._router.is_people_facing(scope.path):
             sent += self._cors.answer_headers(headers)
         protocol.response_bytes(response.status, sent, response.body)
-        if failure is not None:
-            # After the answer, because on a full disk even logging may fail.
-            self._failures.write(scope.method, scope.path, identity, failure, bug)
+        route, seconds = self._router.route(scope.path), time.perf_counter() - began
+        self._counters.answered(route, response.status, seconds)
+        if failure is not None and failure.code in metrics.AUTH_FAILURES:
+            self._counters.add(metrics.AUTH_FAILURES[failure.code])
+        # After the answer, because on a full disk even logging may fail.
+        self._requests.write(
+            Answered(scope.method, scope.path, route, identity, response.status, seconds), failure, bug
+        )
 
     async def _respond(
         self, scope: Scope, headers: RequestHeaders, protocol: HttpProtocol, identity: str

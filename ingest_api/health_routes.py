@@ -14,9 +14,10 @@ from typing import Literal
 import msgspec
 
 from apex_pipelines.platform.clock import Clock
+from ingest_api.exposition import render
 from ingest_api.keys import KeyRing
 from ingest_api.loader_status import read_status
-from ingest_api.metrics import SharedCounters, render
+from ingest_api.metrics import SharedCounters
 from ingest_api.requests import Request
 from ingest_api.responses import Response, json_response, text_response
 from ingest_api.spool.group_commit import SpoolWriter

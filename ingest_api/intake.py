@@ -62,6 +62,7 @@ class Intake:
         self.recent.remember(events)
         self.counters.add(metrics.ACCEPTED, len(events))
         self.counters.add(metrics.BYTES, len(rows))
+        self.counters.add(metrics.FRAMES)
 
     def unprocessable(self, rejection: Rejection) -> HttpError:
         """Count a rejection, and its answer."""

@@ -30,7 +30,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform.clock import SystemClock
-from apex_pipelines.platform.logging import configure_logging, get_logger
+from apex_pipelines.platform.logging import capture_library_logs, configure_logging, get_logger
 from apex_pipelines.settings import Settings
 from ingest_api.dead_letters import DeadLetter, DeadLetters
 from ingest_api.landing import Landing, LandingIncomplete
@@ -278,6 +278,7 @@ def main() -> int:
     parser.parse_args()
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
+    capture_library_logs(settings.log_format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -11,6 +11,11 @@ from ingest_api.endpoints import ENDPOINTS, Endpoint
 from ingest_api.requests import Handler
 from ingest_api.responses import HttpError
 
+# What stands for any path where nothing is, so that a scan of the address space makes no series.
+_NOWHERE = "none"
+# Names of routes in metrics, logs and traces; an alias counts as its endpoint's first path.
+ROUTES = (*dict.fromkeys(endpoint.path for endpoint in ENDPOINTS), _NOWHERE)
+
 
 class Router:
     """All endpoints, each with its handler.
@@ -34,6 +39,7 @@ class Router:
                 methods[endpoint.method] = (endpoint, handler)
                 if endpoint.method == "GET":
                     methods["HEAD"] = (endpoint, handler)  # the server leaves the body out
+        self._routes = {path: endpoint.path for endpoint in ENDPOINTS for path in endpoint.paths}
         self._people_facing = frozenset(
             path for endpoint in ENDPOINTS if endpoint.people_facing for path in endpoint.paths
         )
@@ -54,6 +60,10 @@ class Router:
             message = f"{method[:20]} is not possible here, {' or '.join(methods)} is"
             raise HttpError(405, "method_not_allowed", message, [("allow", self.methods(path))])
         return found
+
+    def route(self, path: str) -> str:
+        """Which of `ROUTES` a path belongs to."""
+        return self._routes.get(path, _NOWHERE)
 
     def methods(self, path: str) -> str:
         """What is possible at a known path, as the header Allow wants it."""

@@ -26,6 +26,7 @@ from apex_pipelines.settings import Settings
 from apex_pipelines.webhooks.signatures import BadSecret, svix_key
 from ingest_api.app import IngestApp
 from ingest_api.metrics import SharedCounters
+from ingest_api.routing import ROUTES
 from ingest_api.spool.writing import check_writable
 
 log = get_logger(__name__)
@@ -37,12 +38,9 @@ _CONNECTION_BUFFER_BYTES = 65_536  # about what the head of a request may have a
 # Descriptors that are no connections: segments, logs, PostgreSQL, ClickHouse, the event loop.
 _OTHER_FILES = 100
 _FEWEST_CONNECTIONS = 64
-# The server's own lines go to stderr like all others; it would write them to stdout.
+# The server's own lines go where those of all libraries go; it would write them to stdout.
 _SERVER_LOGGING: dict[str, Any] = {
-    "handlers": {
-        "console": {"formatter": "generic", "class": "logging.StreamHandler", "stream": "ext://sys.stderr"},
-    },
-    "loggers": {"_granian": {"handlers": ["console"], "level": "WARNING", "propagate": False}},
+    "loggers": {"_granian": {"handlers": [], "level": "WARNING", "propagate": True}},
 }
 
 
@@ -64,7 +62,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     _check_spool(settings.spool_dir)
     _check_port(host, port)
     worker_locks = settings.spool_dir / f"workers-{port}.lock"
-    app = IngestApp(settings, SharedCounters(workers), worker_locks, port, os.getpid())
+    app = IngestApp(settings, SharedCounters(workers, ROUTES), worker_locks, port, os.getpid())
     server = Server(
         target="ingest_api.app",
         address=host,

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 import sys
-from typing import Any
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -32,10 +31,7 @@ def mask_secrets(text: str) -> str:
 
 def _mask_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     for name, value in event.items():
-        if name in _SECRET_FIELDS:
-            event[name] = "***"
-        elif isinstance(value, str):
-            event[name] = mask_secrets(value)
+        event[name] = "***" if name in _SECRET_FIELDS else _masked(value)
     return event
 
 
@@ -51,26 +47,59 @@ class _BestEffort:
             sys.stderr.flush()
 
 
+def _masked(value: object) -> object:
+    if isinstance(value, str):
+        return mask_secrets(value)
+    if isinstance(value, dict):
+        return {key: "***" if key in _SECRET_FIELDS else _masked(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(each) for each in value]
+    return value
+
+
+def _name_module(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["module"] = event["_record"].name
+    return event
+
+
+_PREPARED: list[structlog.typing.Processor] = [
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+    _mask_event,
+]
+
+
+def _renderer(fmt: str) -> structlog.typing.Processor:
+    if fmt == "json":
+        return structlog.processors.JSONRenderer()
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+
+
 def configure_logging(level: str = "INFO", fmt: str = "console") -> None:
     """Set up logging of this process. `fmt` is `console` for people or `json` for machines."""
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
-        if fmt == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _mask_event,
-            renderer,
-        ],
+        processors=[structlog.contextvars.merge_contextvars, *_PREPARED, _renderer(fmt)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(file=_BestEffort()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
+
+
+def capture_library_logs(fmt: str = "console") -> None:
+    """Write what libraries say at WARNING and above as our own lines are written, masked likewise."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                _name_module,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_PREPARED,
+                _renderer(fmt),
+            ]
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

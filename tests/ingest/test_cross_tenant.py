@@ -23,8 +23,8 @@ from apex_pipelines.customers.keys import hash_key, issue_key, issue_operator_ke
 from apex_pipelines.customers.models import KeyScope
 from apex_pipelines.customers.tokens import AUDIENCE, ISSUER, issue_token
 from ingest_api.endpoints import ENDPOINTS, JSON, BodyForm, Endpoint, Security
+from tests.ingest.books import wait_until_landed
 from tests.ingest.conftest import CREATED, NOW, Account, Api, LoaderProcess, Reader, event
-from tests.ingest.test_crashes import wait_until_landed
 from tests.ingest.test_webhooks import SECRETS
 
 SECRET = "s" * 64  # long enough for each algorithm that is tried

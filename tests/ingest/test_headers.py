@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from apex_pipelines.settings import Settings
-from ingest_api.failure_log import FailureLog
+from ingest_api.request_log import Answered, RequestLog
 from ingest_api.responses import HttpError
 from tests.ingest.conftest import Account, Api, event
 
@@ -63,12 +63,16 @@ def test_a_failure_can_be_found_in_the_log_by_its_id(new_api: Callable[..., Api]
 
 def test_a_flood_of_failures_does_not_flood_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     now = 1.0
-    failures = FailureLog(lambda: now)
+    requests = RequestLog("INFO", lambda: now)
+
+    def write(name: str, error: HttpError) -> None:
+        requests.write(Answered("POST", "/x", "none", name, error.status, 0.001), error, None)
+
     for _ in range(1000):
-        failures.write("POST", "/x", "id", HttpError(404, "not_found", "-"), None)
-    failures.write("POST", "/x", "ours", HttpError(503, "spool_full", "full"), None)
+        write("id", HttpError(404, "not_found", "-"))
+    write("ours", HttpError(503, "spool_full", "full"))
     now = 2.0
-    failures.write("POST", "/x", "last", HttpError(404, "not_found", "-"), None)
+    write("last", HttpError(404, "not_found", "-"))
     lines = capsys.readouterr()
     written = (lines.out + lines.err).splitlines()
     assert len(written) == 20 + 1 + 1
