@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["console", "json"] = "console"
+    otlp_endpoint: str | None = Field(
+        None,
+        repr=False,
+        pattern=r"^https?://",
+        validation_alias=AliasChoices("apex_otlp_endpoint", "otel_exporter_otlp_endpoint"),
+        description="Collector that traces go to by OTLP/HTTP; unset: nothing is traced.",
+    )
 
     # Stores. Unset means embedded.
     database_url: str | None = None

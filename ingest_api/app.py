@@ -45,6 +45,7 @@ from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response,
 from ingest_api.routing import Router
 from ingest_api.spool.group_commit import SpoolLimits, SpoolWriter
 from ingest_api.subscription_lookup import SubscriptionLookup
+from ingest_api.tracing import RequestTrace, start_tracing
 from ingest_api.unread_answers import limit_unread_answers
 from ingest_api.usage_answers import UsageAnswers
 from ingest_api.usage_routes import UsageRoutes
@@ -121,7 +122,11 @@ class IngestApp:
             spool_size=settings.spool_hard_limit_bytes,
             soft_size=settings.spool_soft_limit_bytes,
         )
-        self._spool = SpoolWriter(settings.spool_dir, f"w{number}", limits, loop, self._counters.flushed)
+        self._tracing = start_tracing(settings, "apex-ingest-api")
+        self._spool = SpoolWriter(
+            settings.spool_dir, f"w{number}", limits, loop, self._counters.flushed,
+            self._tracing.committed if self._tracing is not None else None,
+        )  # fmt: skip
         url = _database_url(settings)
         # Two servers on one data folder have workers of the same number: the port tells their files apart.
         name = f"{self._worker_locks.stem}-w{number}"
@@ -151,6 +156,8 @@ class IngestApp:
         self._subscriptions.close()
         self._inbox.close()
         self._warehouse.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     def _handlers(self) -> dict[endpoints.Endpoint, Handler]:
         settings = self._settings
@@ -215,10 +222,11 @@ class IngestApp:
         began = time.perf_counter()
         headers = scope.headers
         identity = request_id(headers)
+        trace = self._tracing.begin_request(headers) if self._tracing is not None else None
         failure: HttpError | None = None
         bug: Exception | None = None
         try:
-            response = await self._respond(scope, headers, protocol, identity)
+            response = await self._respond(scope, headers, protocol, identity, trace)
         except HttpError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
@@ -234,13 +242,21 @@ class IngestApp:
         self._counters.answered(route, response.status, seconds)
         if failure is not None and failure.code in metrics.AUTH_FAILURES:
             self._counters.add(metrics.AUTH_FAILURES[failure.code])
+        trace_id = None
+        if trace is not None:
+            trace_id = trace.trace_id
+            trace.end(scope.method, route, response.status, identity)
         # After the answer, because on a full disk even logging may fail.
-        self._requests.write(
-            Answered(scope.method, scope.path, route, identity, response.status, seconds), failure, bug
-        )
+        answered = Answered(scope.method, scope.path, route, identity, response.status, seconds, trace_id)
+        self._requests.write(answered, failure, bug)
 
     async def _respond(
-        self, scope: Scope, headers: RequestHeaders, protocol: HttpProtocol, identity: str
+        self,
+        scope: Scope,
+        headers: RequestHeaders,
+        protocol: HttpProtocol,
+        identity: str,
+        trace: RequestTrace | None,
     ) -> Response:
         if scope.proto != "http":
             raise HttpError(400, "not_http", "this server speaks plain HTTP requests only")
@@ -252,7 +268,7 @@ class IngestApp:
         if endpoint.bodies:
             check_content_type(headers, endpoint.content_types)
             body = await self._bodies.read(headers, protocol)
-        return await handler(Request(identity, headers, scope.query_string, body))
+        return await handler(Request(identity, headers, scope.query_string, body, trace))
 
     def _limit_unread_answers(self, loop: asyncio.AbstractEventLoop) -> None:
         # The server starts to listen at about the time when the loop starts to turn.

@@ -13,6 +13,7 @@ from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.metering.rejections import Rejection
 from ingest_api import metrics
 from ingest_api.recent_events import RecentEvents
+from ingest_api.requests import Request
 from ingest_api.responses import HttpError
 from ingest_api.spool.group_commit import SpoolBusy, SpoolFull, SpoolUnavailable, SpoolWriter
 
@@ -27,8 +28,8 @@ class Intake:
     recent: RecentEvents
     counters: metrics.Counters
 
-    async def take(self, event: AcceptedEvent) -> bool:
-        """Make one event durable; False when it is a repeat that is durable already.
+    async def take(self, event: AcceptedEvent, request: Request) -> bool:
+        """Make one event of `request` durable; False when it is a repeat that is durable already.
 
         Raises
         ------
@@ -38,14 +39,14 @@ class Intake:
         if event in self.recent:
             self.counters.add(metrics.DUPLICATE)
             return False
-        await self.make_durable([event])
+        await self.make_durable([event], request)
         return True
 
-    async def make_durable(self, events: list[AcceptedEvent]) -> None:
-        """Write events to the spool and remember them; raises as `take`."""
+    async def make_durable(self, events: list[AcceptedEvent], request: Request) -> None:
+        """Write events of `request` to the spool and remember them; raises as `take`."""
         rows = _encode_rows(events)
         try:
-            await self.spool.append(rows, len(events))
+            await self.spool.append(rows, len(events), request.trace)
         except SpoolBusy as error:
             self.counters.add(metrics.THROTTLED["spool"])
             seconds = str(error.retry_after)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from apex_pipelines.platform.logging import get_logger
 from ingest_api.raw_events import Batch, RawEvents, is_bad_value
+from ingest_api.tracing import Attributes, SpanMaker, no_span
 
 log = get_logger(__name__)
 
@@ -43,11 +44,14 @@ class Landing:
         Inserts that succeeded.
     """
 
-    def __init__(self, table: RawEvents, stop: threading.Event, poll_seconds: float) -> None:
+    def __init__(
+        self, table: RawEvents, stop: threading.Event, poll_seconds: float, span: SpanMaker = no_span
+    ) -> None:
         self.inserts = 0
         self._table = table
         self._stop = stop
         self._poll_seconds = poll_seconds
+        self._span = span
 
     def missing(self, batches: Sequence[Batch], in_doubt: Collection[str]) -> list[Batch]:
         """The rows that are not in the table; only batches in doubt have to be looked up.
@@ -79,7 +83,8 @@ class Landing:
     def insert(self, batches: Sequence[Batch]) -> Iterator[Refusal]:
         """Insert, halving what is refused until the bad rows stand alone; those are returned."""
         try:
-            self._table.insert(batches)
+            with self._span("INSERT raw.usage_events", _described(batches)):
+                self._table.insert(batches)
             self.inserts += 1
         except Exception as error:
             if not is_bad_value(error):
@@ -90,6 +95,16 @@ class Landing:
                 return
             for half in halves:
                 yield from self.insert(half)
+
+
+def _described(batches: Sequence[Batch]) -> Attributes:
+    return {
+        "db.system.name": "clickhouse",
+        "db.operation.name": "INSERT",
+        "db.collection.name": "raw.usage_events",
+        "apex.segments": len(batches),
+        "apex.rows": sum(len(batch.rows) for batch in batches),
+    }
 
 
 def _without(batch: Batch, there: frozenset[int]) -> Batch:

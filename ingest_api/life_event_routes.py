@@ -68,7 +68,7 @@ class LifeEventRoutes:
         verdict = self.rules.judge(as_usage_event(event), arrival)
         if isinstance(verdict, Rejection):
             raise self.intake.unprocessable(verdict)
-        is_new = await self.intake.take(verdict)
+        is_new = await self.intake.take(verdict, request)
         event_type = str(type(event).__struct_config__.tag)
         recorded = RecordedLifeEvent(event.customer_id, event_type, verdict.event_id)
         return json_response(LifeEventAnswer(True, recorded, not is_new))

@@ -38,6 +38,7 @@ from ingest_api.loader_status import LoaderStatus, read_status, write_status
 from ingest_api.raw_events import Batch, RawEvents
 from ingest_api.spool.reading import Segment, read_segment, recover_abandoned, remove_unfinished
 from ingest_api.spool.segments import OPEN, SEALED, list_segments, sync_folder
+from ingest_api.tracing import SpanMaker, no_span, start_tracing
 
 log = get_logger(__name__)
 
@@ -69,10 +70,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
     settings.spool_dir.mkdir(parents=True, exist_ok=True)
     with _only_loader(settings.spool_dir):
         table = RawEvents(settings, f"ingest-loader {_spool_identity(settings.spool_dir)}")
+        tracing = start_tracing(settings, "apex-ingest-loader")
         loader = Loader(
             settings.spool_dir,
             table,
             stop,
+            tracing.span if tracing is not None else no_span,
             max_rows=settings.loader_max_rows_per_insert,
             poll_seconds=settings.loader_poll_ms / 1000,
         )
@@ -80,6 +83,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
             loader.run()
         finally:
             table.disconnect()
+            if tracing is not None:
+                tracing.close()
 
 
 class Loader:
@@ -92,13 +97,21 @@ class Loader:
     """
 
     def __init__(
-        self, folder: Path, table: RawEvents, stop: threading.Event, *, max_rows: int, poll_seconds: float
+        self,
+        folder: Path,
+        table: RawEvents,
+        stop: threading.Event,
+        span: SpanMaker = no_span,
+        *,
+        max_rows: int,
+        poll_seconds: float,
     ) -> None:
         self._folder = folder
         self._table = table
+        self._span = span
         self._stop = stop
         self._letters = DeadLetters(lambda: table.client)
-        self._landing = Landing(table, stop, poll_seconds)
+        self._landing = Landing(table, stop, poll_seconds, span)
         self._status = read_status(folder) or LoaderStatus()
         self._clock = SystemClock()
         self._queue: deque[Path] = deque()
@@ -117,7 +130,8 @@ class Loader:
             try:
                 group = self._next_group()
                 if group:
-                    self._land(group)
+                    with self._span("land segments", {"apex.segments": len(group)}):
+                        self._land(group)
                 self._succeeded(is_idle=not group)
                 if not group:
                     self._stop.wait(self._poll_seconds)

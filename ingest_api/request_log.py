@@ -27,10 +27,11 @@ class Answered:
     request_id: str
     status: int
     seconds: float
+    trace_id: str | None = None
 
     def fields(self) -> dict[str, object]:
         """What a line says of it; the query string and headers stay out, since keys come in them."""
-        return {
+        fields: dict[str, object] = {
             "method": self.method[:20],
             "path": self.path[:200],
             "route": self.route,
@@ -38,6 +39,9 @@ class Answered:
             "duration_ms": round(self.seconds * 1000, 3),
             "request_id": self.request_id,
         }
+        if self.trace_id is not None:
+            fields["trace_id"] = self.trace_id
+        return fields
 
 
 class _Allowance:

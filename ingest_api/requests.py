@@ -19,12 +19,16 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/@-]{0,127}")
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One request; `body` is decompressed and within the limits, `query` as it was sent."""
+    """One request; `body` is decompressed and within the limits, `query` as it was sent.
+
+    `trace` belongs to `tracing`: None where nothing is traced.
+    """
 
     id: str
     headers: RequestHeaders
     query: str = ""
     body: bytes = b""
+    trace: object = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]

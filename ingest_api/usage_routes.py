@@ -92,7 +92,7 @@ class UsageRoutes:
         if isinstance(verdict, Rejection):
             raise self.intake.unprocessable(verdict)
         try:
-            is_new = await self.intake.take(verdict)
+            is_new = await self.intake.take(verdict, request)
         except HttpError:
             self.rates.give_back(key.digest, 1)
             raise
@@ -122,7 +122,7 @@ class UsageRoutes:
                 results.append(EventResult(verdict.event_id, "accepted"))
         if fresh:
             try:
-                await self.intake.make_durable(list(fresh.values()))
+                await self.intake.make_durable(list(fresh.values()), request)
             except HttpError:
                 self.rates.give_back(key.digest, len(fresh))
                 raise

@@ -62,7 +62,17 @@ class SpoolLimits:
         return self.spool_size if self.soft_size is None else min(self.soft_size, self.spool_size)
 
 
-_Waiting = tuple[bytes, int, "asyncio.Future[None]"]
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A group commit that succeeded; `origins` are the requests that shared it, as `append` was told."""
+
+    seconds: float
+    rows: int
+    size: int
+    origins: list[object]
+
+
+_Waiting = tuple[bytes, int, object, "asyncio.Future[None]"]
 
 
 class SpoolWriter:
@@ -73,7 +83,9 @@ class SpoolWriter:
     worker : str
         Short name of the worker, the first part of its segments' names.
     on_flush : callable
-        Called with the seconds that each write and sync took.
+        Called with the seconds that each write and sync took, in the thread that did it.
+    on_commit : callable, optional
+        Called with each commit in the event loop, after those who waited for it were told.
     """
 
     def __init__(
@@ -83,12 +95,14 @@ class SpoolWriter:
         limits: SpoolLimits,
         loop: asyncio.AbstractEventLoop,
         on_flush: Callable[[float], None],
+        on_commit: Callable[[Commit], None] | None = None,
     ) -> None:
         self._folder = folder
         self._worker = worker
         self._limits = limits
         self._loop = loop
         self._on_flush = on_flush
+        self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
@@ -124,8 +138,10 @@ class SpoolWriter:
             return False
         return True
 
-    async def append(self, payload: bytes, row_count: int) -> None:
+    async def append(self, payload: bytes, row_count: int, origin: object = None) -> None:
         """Return once `payload`, which holds `row_count` rows, has been synced to disk.
+
+        `origin` is only handed on to whoever is told of the commit.
 
         Raises
         ------
@@ -137,7 +153,7 @@ class SpoolWriter:
         if self._waiting_bytes > _MAX_WAITING_BYTES:
             raise SpoolUnavailable("too much is waiting for the disk", retry_after=1)
         durable: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((payload, row_count, durable))
+        self._waiting.append((payload, row_count, origin, durable))
         self._waiting_bytes += len(payload)
         if not self._is_flushing:
             self._is_flushing = True
@@ -183,17 +199,18 @@ class SpoolWriter:
         group = self._waiting
         self._waiting = []
         self._waiting_bytes = 0
-        payloads = [(payload, row_count) for payload, row_count, _ in group]
+        payloads = [(payload, row_count) for payload, row_count, _, _ in group]
         flushed = self._loop.run_in_executor(self._thread, self._commit, payloads)
-        flushed.add_done_callback(lambda done: self._answer(group, done.exception()))
+        flushed.add_done_callback(lambda done: self._answer(group, done))
 
-    def _answer(self, group: list[_Waiting], error: BaseException | None) -> None:
+    def _answer(self, group: list[_Waiting], done: asyncio.Future[float]) -> None:
+        error = done.exception()
         if self._waiting:
             self._flush()
         else:
             self._is_flushing = False
         self._is_failing = error is not None
-        for _, _, durable in group:
+        for _, _, _, durable in group:
             if durable.done():  # the client went away and its request was cancelled
                 continue
             if error is None:
@@ -203,8 +220,12 @@ class SpoolWriter:
                 durable.set_exception(problem)
         if error is not None:
             log.error("spool write failed; not acknowledged", error=str(error), requests=len(group))
-        elif self._age_timer is None:
+            return
+        if self._age_timer is None:
             self._age_timer = self._loop.call_later(self._limits.segment_age, self._seal_by_age)
+        if self._on_commit is not None:
+            rows, size = sum(waited[1] for waited in group), sum(len(waited[0]) for waited in group)
+            self._on_commit(Commit(done.result(), rows, size, [origin for _, _, origin, _ in group]))
 
     def _seal_by_age(self) -> None:
         self._age_timer = None
@@ -212,7 +233,7 @@ class SpoolWriter:
 
     # From here on: in the flusher thread.
 
-    def _commit(self, payloads: list[tuple[bytes, int]]) -> None:
+    def _commit(self, payloads: list[tuple[bytes, int]]) -> float:
         started = time.perf_counter()
         segment = self._segment
         try:
@@ -225,11 +246,13 @@ class SpoolWriter:
                 segment.abandon()
             raise
         self._segment = segment
-        self._on_flush(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._on_flush(seconds)
         if segment.size >= self._limits.segment_size:
             self._seal()
         if time.monotonic() - self._usage_at > _USAGE_SECONDS:
             self._count_usage()
+        return seconds
 
     def _seal(self) -> None:
         segment, self._segment = self._segment, None
