@@ -1,7 +1,7 @@
 """Traces of requests, group commits and loads: the hooks, and whether there are any.
 
 Belongs here: what the API and the loader tell about themselves. Does not belong here: OpenTelemetry (`otlp`),
-which is imported only where an endpoint is set, since it costs a worker a third of a second to start.
+which is imported only where an endpoint is set.
 """
 
 from __future__ import annotations

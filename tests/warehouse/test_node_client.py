@@ -4,61 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.node_packages import installed
 from tests.warehouse.conftest import PASSWORD, Front
 
 CLIENT = "@clickhouse/client@1.23.1"
 SCRIPT = Path(__file__).parent / "node" / "client.mjs"
-# As long as a machine without a network takes to find out.
-INSTALL_SECONDS = 60
 
 Results = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def client_folder() -> Path:
-    """A folder with the client in it, installed once a machine."""
-    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
-    name = f"apex-tests-{os.getuid()}-{CLIENT.replace('@', '').replace('/', '-')}"
-    folder = Path(tempfile.gettempdir()) / name
-    if (folder / "node_modules").is_dir() and folder.stat().st_uid == os.getuid():
-        return folder
-    # Beside it first: another worker that installs at the same time finds all of it or nothing.
-    with tempfile.TemporaryDirectory(prefix=f"{name}-") as staging:
-        (Path(staging) / "package.json").write_text("{}")
-        command = [
-            "npm",
-            "install",
-            "--no-audit",
-            "--no-fund",
-            "--ignore-scripts",
-            "--fetch-retries=0",
-            CLIENT,
-        ]
-        try:
-            installed = subprocess.run(
-                command, cwd=staging, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"npm could not install {CLIENT} within {INSTALL_SECONDS} s; is there a network?")
-        if installed.returncode != 0:
-            pytest.skip(f"npm could not install {CLIENT}: {installed.stderr.strip()[-500:]}")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(staging, f"{staging}-whole")
-        try:
-            Path(f"{staging}-whole").rename(folder)
-        except OSError:  # the other worker was first
-            shutil.rmtree(f"{staging}-whole")
-    return folder
+    """A folder with the client in it."""
+    return installed(CLIENT)
 
 
 @pytest.fixture(scope="module")

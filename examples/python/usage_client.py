@@ -1,0 +1,245 @@
+"""Send usage events to ApexMediation: each once, whatever the network or this program does meanwhile.
+
+    with UsageClient("https://api.example.com", key, Path("usage-queue.ndjson")) as usage:
+        usage.track("impressions", 3, {"platform": "ios"})
+
+An event gets its id and its time in `track` and keeps both: the API counts an id once, so sending again what
+may have arrived is always safe. Needs Python 3.11, and nothing else.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import random
+import sys
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+log = logging.getLogger("apex.usage")
+
+MAX_BATCH_EVENTS = 1_000
+MAX_BATCH_BYTES = 1_048_576
+TIMEOUT_SECONDS = 15.0
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 60.0
+
+# Version 7 carries its time, which makes the API's own look-ups cheaper; any unique id will do.
+new_event_id = getattr(uuid, "uuid7", uuid.uuid4)
+
+
+class UsageClient:
+    """A queue of events and a thread that sends them.
+
+    Parameters
+    ----------
+    queue_file : Path, optional
+        Keeps what is not sent yet over the end of this program. One client a file.
+    max_queued : int
+        With so many events waiting, `track` refuses further ones.
+    flush_seconds : float
+        How long an event waits for others to share its request.
+    """
+
+    def __init__(
+        self, url: str, api_key: str, queue_file: Path | None = None,
+        *, max_queued: int = 10_000, flush_seconds: float = 2.0,
+    ) -> None:  # fmt: skip
+        self._address = urlsplit(url)
+        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+        self._file = queue_file
+        self._max_queued = max_queued
+        self._flush_seconds = flush_seconds
+        self._queue: deque[bytes] = deque(self._recall())
+        self._changed = threading.Condition()
+        self._batch_limit = MAX_BATCH_EVENTS
+        self._failures = 0
+        self._is_urgent = self._is_closed = False
+        self.stopped: str | None = None  # why nothing is sent any more
+        self._sender = threading.Thread(target=self._run, name="usage", daemon=True)
+        self._sender.start()
+
+    def track(
+        self, metric: str, quantity: int | float | str, metadata: Mapping[str, object] | None = None
+    ) -> str | None:
+        """Queue an event and return its id; None when the queue is full, and the event is not counted.
+
+        Raises
+        ------
+        ValueError
+            If the quantity or the metadata is no JSON, such as NaN.
+        OSError
+            If the file can't be written.
+        """
+        event_id = str(new_event_id())
+        event = {
+            "event_id": event_id,
+            "metric_type": metric,
+            "quantity": quantity,
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "metadata": metadata or {},
+        }
+        line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode()
+        with self._changed:
+            if len(self._queue) >= self._max_queued:
+                log.error("queue full; an event of %s is lost", metric)
+                return None
+            if self._file is not None:
+                with self._file.open("ab") as file:
+                    file.write(line + b"\n")
+            self._queue.append(line)
+            self._changed.notify_all()
+        return event_id
+
+    def flush(self, timeout: float = 30.0) -> int:
+        """Send what is queued without waiting for more; returns how many events are left after `timeout`."""
+        with self._changed:
+            self._is_urgent = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._queue or self.stopped, timeout)
+            self._is_urgent = False
+            return len(self._queue)
+
+    def close(self, timeout: float = 30.0) -> int:
+        """Flush and end; returns how many events are left, which only the file keeps."""
+        left = self.flush(timeout)
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        return left
+
+    def __enter__(self) -> UsageClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) and self.stopped is None:
+            pause = self._send(batch)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, pause)
+
+    def _next_batch(self) -> list[bytes]:
+        """The oldest events, as many as one request takes; waits for some. Empty once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._is_closed)
+            self._changed.wait_for(
+                lambda: self._is_urgent or self._is_closed or len(self._queue) >= self._batch_limit,
+                self._flush_seconds,
+            )
+            batch: list[bytes] = []
+            size = 2
+            for line in () if self._is_closed else self._queue:
+                size += len(line) + 1
+                if len(batch) == self._batch_limit or (batch and size > MAX_BATCH_BYTES):
+                    break
+                batch.append(line)
+            return batch
+
+    def _send(self, batch: list[bytes]) -> float:
+        """Send one batch; returns the seconds to wait before the next."""
+        try:
+            status, retry_after, answer = self._post(b"[" + b",".join(batch) + b"]")
+            results = json.loads(answer)["results"] if status == 200 else []
+        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            return self._back_off(f"no answer ({error!r})")
+        if status == 200 and len(results) == len(batch):
+            for result in results:
+                if (
+                    result.get("status") == "rejected"
+                ):  # it would be again; accepted and duplicate are both done
+                    log.error("event %s rejected: %s", result.get("event_id"), result.get("reason"))
+            self._done(len(batch))
+            return 0.0
+        if status == 413 and len(batch) > 1:
+            self._batch_limit = len(batch) // 2
+            return 0.0
+        if status == 413:
+            log.error("an event is too large and dropped: %.200r", batch[0])
+            self._done(1)
+            return 0.0
+        if status in (429, 503) and retry_after.isdecimal():
+            # A little more than asked, so that all clients don't come back at the same moment.
+            return int(retry_after) * random.uniform(1.0, 1.2)
+        if status in (200, 408, 429) or status >= 500:
+            return self._back_off(f"status {status}")
+        # 401 and 403: the key is no good. Others: address or client is wrong. Repeating mends nothing.
+        self._stop(f"the API answered {status}: {answer[:300]!r}")
+        return 0.0
+
+    def _post(self, body: bytes) -> tuple[int, str, bytes]:
+        is_secure = self._address.scheme == "https"
+        connect = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+        connection = connect(self._address.netloc, timeout=TIMEOUT_SECONDS)
+        try:
+            path = f"{self._address.path.rstrip('/')}/api/usage/batch"
+            connection.request("POST", path, body, self._headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers.get("Retry-After", ""), answer.read()
+        finally:
+            connection.close()
+
+    def _back_off(self, reason: str) -> float:
+        """Full jitter: anything up to a limit that doubles with each failure in a row."""
+        limit = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        log.warning("%s; trying again within %.1f s", reason, limit)
+        return random.uniform(0.0, limit)
+
+    def _stop(self, reason: str) -> None:
+        log.error("usage is not sent any more; %d events are kept: %s", len(self._queue), reason)
+        with self._changed:
+            self.stopped = reason
+            self._changed.notify_all()
+
+    def _done(self, count: int) -> None:
+        """Forget the `count` oldest events."""
+        with self._changed:
+            for _ in range(count):
+                self._queue.popleft()
+            if self._file is not None:
+                temporary = self._file.with_suffix(".writing")
+                try:
+                    temporary.write_bytes(b"".join(line + b"\n" for line in self._queue))
+                    temporary.replace(self._file)
+                except OSError as error:  # the next start sends them again, and they count once
+                    log.error("the queue's file can't be written: %s", error)
+            self._failures, self._batch_limit = 0, MAX_BATCH_EVENTS
+            self._changed.notify_all()
+
+    def _recall(self) -> Iterable[bytes]:
+        """The events that the file has; a last line that was cut off was never returned from `track`."""
+        if self._file is None or not self._file.exists():
+            return
+        whole, _, torn = self._file.read_bytes().rpartition(b"\n")
+        if torn:
+            self._file.write_bytes(whole + b"\n" if whole else b"")
+        for line in whole.split(b"\n"):
+            with suppress(ValueError):
+                json.loads(line)
+                yield line
+
+
+def main() -> int:
+    """Track a line `metric quantity` of standard input each, print its id; 1 when some could not be sent."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    queue_file = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    usage = UsageClient(os.environ["APEX_API_URL"], os.environ["APEX_API_KEY"], queue_file)
+    for line in sys.stdin:
+        metric, quantity = line.split()
+        # A decimal goes as text, exactly as it was written.
+        print(usage.track(metric, int(quantity) if quantity.isdecimal() else quantity), flush=True)
+    return 1 if usage.close() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

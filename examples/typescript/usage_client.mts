@@ -1,0 +1,224 @@
+/**
+ * Send usage events to ApexMediation: each once, whatever the network or this program does meanwhile.
+ *
+ *     const usage = new UsageClient("https://api.example.com", key, { queueFile: "usage-queue.ndjson" });
+ *     usage.track("impressions", 3, { platform: "ios" });
+ *     await usage.close();
+ *
+ * An event gets its id and its time in `track` and keeps both: the API counts an id once, so sending again what
+ * may have arrived is always safe. Needs Node 20 (22.18 to run this file as it is), and nothing else.
+ */
+
+import { randomUUID } from "node:crypto";
+import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pathToFileURL } from "node:url";
+
+const MAX_BATCH_EVENTS = 1_000;
+const MAX_BATCH_BYTES = 1_048_576;
+const TIMEOUT_MS = 15_000;
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 60_000;
+
+export interface Options {
+  /** Keeps what is not sent yet over the end of this program; one client a file. Without it memory is all. */
+  queueFile?: string;
+  /** With so many events waiting, `track` refuses further ones. */
+  maxQueued?: number;
+  /** How long an event waits for others to share its request. */
+  flushMs?: number;
+}
+
+interface Result {
+  event_id: string | null;
+  status: "accepted" | "duplicate" | "rejected";
+  reason?: string;
+}
+
+export class UsageClient {
+  /** Why nothing is sent any more. */
+  stopped: string | undefined;
+  private readonly url: string;
+  private readonly headers: Record<string, string>;
+  private readonly options: Options;
+  private readonly queue: string[];
+  private batchLimit = MAX_BATCH_EVENTS;
+  private failures = 0;
+  private timer: NodeJS.Timeout | undefined;
+  private sending: Promise<void> | undefined;
+  private readonly ended = new AbortController();
+
+  constructor(url: string, apiKey: string, options: Options = {}) {
+    this.url = `${url.replace(/\/+$/, "")}/api/usage/batch`;
+    this.headers = { authorization: `Bearer ${apiKey}`, "content-type": "application/json" };
+    this.options = options;
+    this.queue = this.recall();
+    if (this.queue.length > 0) this.sendLater();
+  }
+
+  /** Queue an event and return its id; null when the queue is full, and the event is not counted. */
+  track(metric: string, quantity: number | string, metadata: Record<string, unknown> = {}): string | null {
+    if (typeof quantity === "number" && !Number.isFinite(quantity)) throw new RangeError(`quantity is ${quantity}`);
+    if (this.queue.length >= (this.options.maxQueued ?? 10_000)) {
+      console.error(`queue full; an event of ${metric} is lost`);
+      return null;
+    }
+    const event_id = randomUUID();
+    const timestamp = new Date().toISOString();
+    const line = JSON.stringify({ event_id, metric_type: metric, quantity, timestamp, metadata });
+    if (this.options.queueFile) appendFileSync(this.options.queueFile, `${line}\n`);
+    this.queue.push(line);
+    this.sendLater();
+    return event_id;
+  }
+
+  /** Send what is queued without waiting for more; returns how many events are left after `timeoutMs`. */
+  async flush(timeoutMs = 30_000): Promise<number> {
+    const enough = new AbortController();
+    await Promise.race([
+      this.send(),
+      sleep(timeoutMs, undefined, { signal: enough.signal }).catch(() => undefined),
+    ]);
+    enough.abort();
+    return this.queue.length;
+  }
+
+  /** Flush and end; returns how many events are left, which only the file keeps. */
+  async close(timeoutMs = 30_000): Promise<number> {
+    const left = await this.flush(timeoutMs);
+    this.ended.abort();
+    clearTimeout(this.timer);
+    return left;
+  }
+
+  private sendLater(): void {
+    if (this.queue.length >= this.batchLimit) void this.send();
+    this.timer ??= setTimeout(() => void this.send(), this.options.flushMs ?? 2_000);
+  }
+
+  /** One loop at a time sends until nothing is left. */
+  private send(): Promise<void> {
+    this.sending ??= this.sendAll().finally(() => {
+      this.sending = undefined;
+    });
+    return this.sending;
+  }
+
+  private async sendAll(): Promise<void> {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    while (this.queue.length > 0 && !this.stopped && !this.ended.signal.aborted) {
+      const pause = await this.sendBatch(this.nextBatch());
+      if (pause > 0) await sleep(pause, undefined, { signal: this.ended.signal }).catch(() => undefined);
+    }
+  }
+
+  /** The oldest events, as many as one request takes. */
+  private nextBatch(): string[] {
+    const batch: string[] = [];
+    let size = 2;
+    for (const line of this.queue) {
+      size += Buffer.byteLength(line) + 1;
+      if (batch.length === this.batchLimit || (batch.length > 0 && size > MAX_BATCH_BYTES)) break;
+      batch.push(line);
+    }
+    return batch;
+  }
+
+  /** Send one batch; returns the milliseconds to wait before the next. */
+  private async sendBatch(batch: string[]): Promise<number> {
+    let status: number, retryAfter: string, text: string, results: Result[];
+    try {
+      const answer = await fetch(this.url, {
+        method: "POST",
+        headers: this.headers,
+        body: `[${batch.join(",")}]`,
+        redirect: "manual", // the key is not for other places
+        signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT_MS), this.ended.signal]),
+      });
+      status = answer.status;
+      retryAfter = answer.headers.get("retry-after") ?? "";
+      text = await answer.text();
+      results = status === 200 ? JSON.parse(text).results : [];
+    } catch (error) {
+      return this.backOff(`no answer (${error})`);
+    }
+    if (status === 200 && Array.isArray(results) && results.length === batch.length) {
+      for (const result of results) {
+        // It would be rejected again; accepted and duplicate are both done.
+        if (result.status === "rejected") console.error(`event ${result.event_id} rejected: ${result.reason}`);
+      }
+      this.done(batch.length);
+      return 0;
+    }
+    if (status === 413 && batch.length > 1) {
+      this.batchLimit = Math.floor(batch.length / 2);
+      return 0;
+    }
+    if (status === 413) {
+      console.error(`an event is too large and dropped: ${batch[0]?.slice(0, 200)}`);
+      this.done(1);
+      return 0;
+    }
+    if ((status === 429 || status === 503) && /^\d+$/.test(retryAfter)) {
+      // A little more than asked, so that all clients don't come back at the same moment.
+      return Number(retryAfter) * 1000 * (1 + Math.random() * 0.2);
+    }
+    if (status === 200 || status === 408 || status === 429 || status >= 500) return this.backOff(`status ${status}`);
+    // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.
+    this.stopped = `the API answered ${status}: ${text.slice(0, 300)}`;
+    console.error(`usage is not sent any more; ${this.queue.length} events are kept: ${this.stopped}`);
+    return 0;
+  }
+
+  /** Full jitter: anything up to a limit that doubles with each failure in a row. */
+  private backOff(reason: string): number {
+    const limit = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.failures);
+    this.failures += 1;
+    console.warn(`${reason}; trying again within ${limit} ms`);
+    return Math.random() * limit;
+  }
+
+  /** Forget the `count` oldest events. */
+  private done(count: number): void {
+    this.queue.splice(0, count);
+    if (this.options.queueFile) {
+      try {
+        writeFileSync(`${this.options.queueFile}.writing`, this.queue.map((line) => `${line}\n`).join(""));
+        renameSync(`${this.options.queueFile}.writing`, this.options.queueFile);
+      } catch (error) {
+        // The next start sends them again, and they count once.
+        console.error(`the queue's file can't be written: ${error}`);
+      }
+    }
+    this.failures = 0;
+    this.batchLimit = MAX_BATCH_EVENTS;
+  }
+
+  /** The events that the file has; a last line that was cut off was never returned from `track`. */
+  private recall(): string[] {
+    const file = this.options.queueFile;
+    if (!file || !existsSync(file)) return [];
+    const text = readFileSync(file, "utf8");
+    const whole = text.slice(0, text.lastIndexOf("\n") + 1);
+    if (whole.length < text.length) writeFileSync(file, whole);
+    return whole.split("\n").filter((line) => line !== "");
+  }
+}
+
+/** Track a line `metric quantity` of standard input each, print its id; 1 when some could not be sent. */
+async function main(): Promise<void> {
+  const { APEX_API_URL: url, APEX_API_KEY: key } = process.env;
+  if (!url || !key) throw new Error("set APEX_API_URL and APEX_API_KEY");
+  const queueFile = process.argv[2];
+  const usage = new UsageClient(url, key, queueFile ? { queueFile } : {});
+  for await (const line of createInterface({ input: process.stdin })) {
+    const [metric = "", quantity = ""] = line.split(" ");
+    // A decimal goes as text, exactly as it was written.
+    console.log(usage.track(metric, /^\d+$/.test(quantity) ? Number(quantity) : quantity));
+  }
+  process.exitCode = (await usage.close()) > 0 ? 1 : 0;
+}
+
+if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) await main();

@@ -1,0 +1,200 @@
+"""The example clients: each tracked event counts exactly once, whatever the API, the network or they do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx
+import pytest
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.metering.landing import wait_until_landed
+from apex_pipelines.settings import Settings
+from tests.conftest import free_port
+from tests.importing.fault_server import Fault, FaultServer
+from tests.ingest.conftest import Account, Api, LoaderProcess
+
+KEY = "apx_live_0123456789"
+
+
+class Program:
+    """A running client: lines go in, ids come out."""
+
+    def __init__(self, command: list[str], url: str, key: str, queue_file: Path) -> None:
+        environment = {**os.environ, "APEX_API_URL": url, "APEX_API_KEY": key}
+        self.process = subprocess.Popen(
+            [*command, str(queue_file)], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.ids: list[str] = []
+        self.said: list[str] = []
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._read, args=parts, daemon=True)
+            for parts in ((self.process.stdout, self.ids), (self.process.stderr, self.said))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @staticmethod
+    def _read(stream: IO[str], lines: list[str]) -> None:
+        lines.extend(line.strip() for line in stream)
+
+    def track(self, *lines: str) -> None:
+        """Track `metric quantity` lines; returns once each has its id."""
+        wanted = len(self.ids) + len(lines)
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines))
+        self.process.stdin.flush()
+        self.wait_for(lambda: len(self.ids) >= wanted)
+
+    def wait_for(self, is_so: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def end(self) -> int:
+        """Close its input and return its exit code: 0 when all events were sent."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        code = self.process.wait(60)
+        for reader in self._readers:
+            reader.join(10)
+        return code
+
+
+@pytest.fixture
+def run(client_command: list[str], tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Starts the client: ``run(url)``; all runs of a test have the same queue file."""
+    started: list[Program] = []
+
+    def start(url: str, key: str = KEY) -> Program:
+        started.append(Program(client_command, url, key, tmp_path / "queue.ndjson"))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.process.kill()
+        program.process.wait(10)
+
+
+def throttled(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("apex_ingest_throttled_total{"))
+
+
+def test_each_event_counts_once_while_the_api_is_killed_and_says_slow_down(
+    warehouse: Client,
+    new_api: Callable[..., Api],
+    new_loader: Callable[..., LoaderProcess],
+    account: Account,
+    settings: Settings,
+    run: Callable[..., Program],
+) -> None:
+    # A burst below a batch, and batches smaller than the client's: 429 and 413 in every run.
+    # Clients stamp events with the machine's time, so the API must go by that too.
+    api = new_api(
+        APEX_CLOCK="system",
+        APEX_API_KEY_EVENTS_PER_SECOND="300",
+        APEX_API_KEY_BURST_EVENTS="300",
+        APEX_API_MAX_BATCH_EVENTS="250",
+    )
+    new_loader()
+    program = run(api.url, account.key)
+    times_throttled = 0.0
+    quantity = 0
+    for _ in range(3):
+        lines = [f"impressions {quantity + number}" for number in range(1, 501)]
+        quantity += len(lines)
+        program.track(*lines)
+        time.sleep(2.5)
+        times_throttled += throttled(api.url)
+        api.kill()
+        time.sleep(0.5)
+        api.start()
+    assert program.end() == 0
+    assert times_throttled + throttled(api.url) > 0
+    api.stop()
+    wait_until_landed(settings.spool_dir, 60)
+    # A kill between the commit and its answer leaves a repeat in the raw table; it is one event all the same.
+    found = warehouse.query(
+        "select event_id, any(quantity), uniqExact(quantity, event_time) "
+        "from raw.usage_events group by event_id"
+    ).result_rows
+    assert sorted(row[0] for row in found) == sorted(program.ids)
+    assert sum(row[1] for row in found) == sum(range(1, quantity + 1))
+    assert {row[2] for row in found} == {1}
+
+
+def test_events_outlive_the_client(run: Callable[..., Program]) -> None:
+    port = free_port()
+    program = run(f"http://127.0.0.1:{port}")
+    program.track("impressions 1", "mediated_revenue 0.123456")
+    program.process.kill()
+    program.process.wait(10)
+    with FaultServer(port=port) as server:
+        second = run(server.url)
+        second.track("impressions 3")
+        assert second.end() == 0
+        assert set(server.events) == {*program.ids, *second.ids}
+        quantities = {str(event["quantity"]) for event in server.events.values()}
+        assert quantities == {"1", "0.123456", "3"}
+        third = run(server.url)
+        assert third.end() == 0
+        assert len(server.arrivals) == 3  # what was sent is forgotten
+
+
+def test_the_same_ids_are_sent_again_after_each_kind_of_failure(run: Callable[..., Program]) -> None:
+    faults = [Fault.DROP_AFTER, Fault.BUSY, Fault.ERROR, Fault.HALF_ANSWER, Fault.GARBAGE, Fault.SHORT]
+
+    def fault(number: int) -> Fault:
+        return faults[number - 1] if number <= len(faults) else Fault.NONE
+
+    with FaultServer(fault=fault, retry_after="2") as server:
+        program = run(server.url)
+        program.track(*["api_calls 1"] * 20)
+        assert program.end() == 0
+        assert server.requests == len(faults) + 1
+        assert set(server.events) == set(program.ids)
+        assert len(server.arrivals) == 20 * 5  # each time it was taken
+        waits = [
+            after - before
+            for before, after in zip(server.request_times, server.request_times[1:], strict=False)
+        ]
+        assert waits[1] >= 2.0  # as Retry-After asked
+        assert server.keys == {KEY.lower()}
+
+
+def test_a_rejected_event_is_told_and_never_sent_again(run: Callable[..., Program]) -> None:
+    def reject(event: dict[str, object]) -> str | None:
+        return "unknown_metric" if event["metric_type"] == "smiles" else None
+
+    with FaultServer(reject=reject) as server:
+        program = run(server.url)
+        program.track("impressions 1", "smiles 1", "impressions 2")
+        assert program.end() == 0
+        assert server.requests == 1
+        assert set(server.events) == {program.ids[0], program.ids[2]}
+        assert any("unknown_metric" in line and program.ids[1] in line for line in program.said)
+
+
+def test_a_key_that_is_refused_stops_the_client_and_loses_nothing(run: Callable[..., Program]) -> None:
+    with FaultServer(fault=lambda _: Fault.REFUSE_KEY) as server:
+        program = run(server.url)
+        program.track("impressions 1", "impressions 2")
+        assert program.end() == 1
+        assert server.requests == 1
+        assert any("401" in line and "2 events are kept" in line for line in program.said)
+        assert not any(KEY in line for line in program.said)
+    with FaultServer() as server:
+        again = run(server.url, "apx_live_better")
+        assert again.end() == 0
+        assert set(server.events) == set(program.ids)
