@@ -13,8 +13,8 @@ Why this is exact whenever it is asked. A row of 2 counts for ever, so what 3 ha
 on whatever day it stands, and within 3 the first arrival wins, as in the model. One query reads 2 and 3 from
 one snapshot of each, so nothing moves from 3 to 2 meanwhile. A mark that is old by some seconds only makes 3
 read more. Of 1, a day is used only if 2 has nothing for it that came after the run that 1 stands at; and the
-marks of 1 are read before and after: had a run begun between, its replacement of days could have been seen
-half-way, and the question is asked again of 2 and 3 alone.
+marks of 1, known before, are told again by the query itself: had a run begun between, its replacement of days
+could have been seen half-way, and the question is asked again of 2 and 3 alone.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ where (database, name) in (
 )
 """
 _MARKS = """
-select
+select (
     toUnixTimestamp64Micro(argMaxIf(watermark, recorded_at, model = 'int_usage_events' and state = 'stored')),
     argMaxIf(rows_before, recorded_at, model = 'int_usage_events' and state = 'stored'),
     toUnixTimestamp64Micro(argMaxIf(watermark, recorded_at, model = 'usage_daily' and state = 'begun')),
     toUnixTimestamp64Micro(maxIf(recorded_at, model = 'usage_daily' and state = 'begun')),
     toUnixTimestamp64Micro(argMaxIf(watermark, recorded_at, model = 'usage_daily' and state = 'stored')),
     toUnixTimestamp64Micro(maxIf(recorded_at, model = 'usage_daily' and state = 'stored'))
+)
 from intermediate.model_watermarks
 where model in ('int_usage_events', 'usage_daily')
 """
@@ -59,47 +60,46 @@ where loaded_at > fromUnixTimestamp64Micro({mark:Int64} - {late:Int64}, 'UTC')
     and loaded_at <= fromUnixTimestamp64Micro({mark:Int64}, 'UTC')
 """
 
-_FRESH = """
-with
-    fresh as (
+_FROM_FRESH = """
+    select toDate(event.3, 'UTC') as usage_date, event.1 as metric_type, event.2 as quantity
+    from (
         select
             event_id,
-            sipHash64({customer:String}, event_id) as event_key,
             argMin(
                 (toString(metric_type), quantity, event_time),
                 (loaded_at, accepted_at, batch_id, batch_row)
             ) as event
         from raw.usage_events
-        where loaded_at > fromUnixTimestamp64Micro({read_from:Int64}, 'UTC')
-            and customer_id = {customer:String}
+        where loaded_at > fromUnixTimestamp64Micro({{read_from:Int64}}, 'UTC')
+            and customer_id = {{customer:String}}
+            {not_stored}
         group by event_id
     )
+    where event.3 >= fromUnixTimestamp64Micro({{start:Int64}}, 'UTC')
+        and event.3 < fromUnixTimestamp64Micro({{end:Int64}}, 'UTC')
 """
-_STORED_IDS = """
-    , stored_ids as (
-        -- Every day is searched: a repeat may claim another one.
-        select event_id
-        from intermediate.int_usage_events
-        where customer_id = {customer:String} and event_key in (select event_key from fresh)
-    )
+# Every day is searched: a repeat may claim another one.
+_NOT_STORED = """
+            and event_id not in (
+                select event_id
+                from intermediate.int_usage_events
+                where customer_id = {customer:String} and event_key in (
+                    select sipHash64(customer_id, event_id)
+                    from raw.usage_events
+                    where loaded_at > fromUnixTimestamp64Micro({read_from:Int64}, 'UTC')
+                        and customer_id = {customer:String}
+                )
+            )
 """
 _REOPENED = """
-    , reopened as (
+with
+    reopened as (
         select distinct usage_date
         from intermediate.int_usage_events
         where customer_id = {customer:String}
             and usage_date between {first:Date} and {last:Date}
             and processed_at > fromUnixTimestamp64Micro({counted_until:Int64}, 'UTC')
     )
-"""
-_FROM_FRESH = """
-    select toDate(event.3, 'UTC') as usage_date, event.1 as metric_type, event.2 as quantity
-    from fresh
-    where event.3 >= fromUnixTimestamp64Micro({start:Int64}, 'UTC')
-        and event.3 < fromUnixTimestamp64Micro({end:Int64}, 'UTC')
-"""
-_NOT_STORED = """
-        and event_id not in (select event_id from stored_ids)
 """
 _FROM_EVENTS = """
     union all
@@ -123,7 +123,7 @@ _FROM_DAILY = """
         and usage_date not in (select usage_date from reopened)
 """
 _SUMMED = """
-select usage_date, metric_type, sum(quantity)
+select usage_date, metric_type, sum(quantity) {also}
 from (
 {parts}
 )
@@ -131,15 +131,14 @@ where metric_type in {{metrics:Array(String)}}
 group by usage_date, metric_type
 settings enable_shared_storage_snapshot_in_query = 1
 """
-_RAW_ONLY = _FRESH + _SUMMED.format(parts=_FROM_FRESH)
-_WITH_EVENTS = _FRESH + _STORED_IDS + _SUMMED.format(parts=_FROM_FRESH + _NOT_STORED + _FROM_EVENTS)
-_WITH_DAILY = (
-    _FRESH
-    + _STORED_IDS
-    + _REOPENED
-    + _SUMMED.format(
-        parts=_FROM_FRESH + _NOT_STORED + _FROM_EVENTS + _ON_DAYS_NOT_TAKEN_FROM_DAILY + _FROM_DAILY
-    )
+_RAW_ONLY = _SUMMED.format(also="", parts=_FROM_FRESH.format(not_stored=""))
+_WITH_EVENTS = _SUMMED.format(also="", parts=_FROM_FRESH.format(not_stored=_NOT_STORED) + _FROM_EVENTS)
+_WITH_DAILY = _REOPENED + _SUMMED.format(
+    also=f", ({_MARKS})",
+    parts=_FROM_FRESH.format(not_stored=_NOT_STORED)
+    + _FROM_EVENTS
+    + _ON_DAYS_NOT_TAKEN_FROM_DAILY
+    + _FROM_DAILY,
 )
 
 
@@ -167,10 +166,15 @@ class _Marks(msgspec.Struct, array_like=True, frozen=True):
         return 0 < self.daily_begun == self.daily_stored and self.daily_begun_at < self.daily_stored_at
 
 
+class _OneMarks(msgspec.Struct, array_like=True):
+    marks: _Marks
+
+
 class _DayRow(msgspec.Struct, array_like=True):
     day: date
     metric_type: str
     quantity: int
+    marks: _Marks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,7 @@ class CountedUsage:
                 "cut_days": sorted(day.isoformat() for day in cut_days),
             }
             rows = await self._warehouse.rows(_WITH_DAILY, daily_parameters, _DayRow)
-            if await self._marks() == marks:
+            if (rows[0].marks if rows else await self._marks()) == marks:
                 return rows
             self._frontier = None
             frontier = await self._current_frontier()
@@ -277,8 +281,8 @@ class CountedUsage:
         return self._frontier
 
     async def _marks(self) -> _Marks:
-        (marks,) = await self._warehouse.rows(_MARKS, {}, _Marks)
-        return marks
+        (row,) = await self._warehouse.rows(_MARKS, {}, _OneMarks)
+        return row.marks
 
     async def _read_from(self, marks: _Marks | None) -> int:
         """The time of loading behind which rows may wait, as in the macro `usage_events_read_until`."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -19,7 +20,9 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.platform import clickhouse
 from apex_pipelines.settings import Settings
 from ingest_api.request_limit import RequestLimit, Standing
 from tests.ingest.conftest import NOW, STARTED, Api, Reader, event
@@ -235,6 +238,29 @@ def test_whole_days_are_read_from_the_daily_figures_and_reopened_days_from_the_e
     )
     read = reader.read("analytics?days=5")["daily_usage"]
     assert [day["impressions"] for day in read] == [10, 15, 10, 10, 0]
+
+
+def test_the_engine_reads_the_marks_after_it_has_chosen_the_rows_that_they_vouch_for(
+    warehouse: Client, settings: Settings
+) -> None:
+    """What the query of the daily figures stands on: a scalar is no older than the tables beside it."""
+    for table in ("figures", "marks"):
+        warehouse.command(f"create or replace table default.{table} (x Int64) engine = MergeTree order by x")
+        warehouse.command(f"insert into default.{table} values (1)")
+    asker = clickhouse.connect(settings, query_origin="reads-marks-slowly")
+    question = "select sum(x), (select (sleep(3), max(x)) from default.marks).2 from default.figures"
+    running = "select count() from system.processes where Settings['log_comment'] = 'reads-marks-slowly'"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(asker.raw_query, question, fmt="CSV")
+        while not answer.done() and not warehouse.query(running).result_rows[0][0]:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        warehouse.command("insert into default.figures values (10)")
+        assert not answer.done()
+        assert answer.result() == b"1,1\n"
+    asker.close()
+    for table in ("figures", "marks"):
+        warehouse.command(f"drop table default.{table} sync")
 
 
 def test_an_acknowledged_event_shows_within_two_seconds(
