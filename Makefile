@@ -42,7 +42,7 @@ test-faults: install ## Kill every process many times and count
 	@$(BIN)/python -m pytest -m faults
 
 bench: install ## Print the ratios that the docs quote
-	@$(BIN)/python -m pytest benchmarks -m bench -s
+	@$(BIN)/python -m pytest benchmarks -m "bench and not slow" -s
 
 lint: install ## Lint, format, types, import directions
 	@$(BIN)/ruff check .

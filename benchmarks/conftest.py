@@ -9,3 +9,4 @@ from tests.conftest import (  # noqa: F401 - fixtures are found by name
     settings,
     warehouse,
 )
+from tests.ingest.conftest import models, new_api, process_environment  # noqa: F401
