@@ -107,6 +107,29 @@ def test_two_hundred_kills(own_front: Front) -> None:
     assert seconds[-1] < 6, shown
 
 
+def test_a_projection_that_a_power_loss_emptied_is_left_aside_and_no_row_with_it(own_front: Front) -> None:
+    """The engine syncs a part's own files, but not those of its projections."""
+    own_front.value(
+        "create table landed (customer String, row UInt32, "
+        "projection by_customer (select customer, row order by customer)) engine = MergeTree order by row"
+    )
+    own_front.value(
+        "insert into landed select concat('customer ', toString(number % 500)), number from numbers(100000)"
+    )
+    own_front.kill()
+    written = list(own_front.home.rglob("by_customer.proj/*"))
+    assert written
+    for file in written:
+        file.write_bytes(b"")
+    own_front.start()
+    assert (
+        own_front.value("select count(), sum(row) from landed where customer = 'customer 7'")
+        == "200\t9951400"
+    )
+    assert own_front.value("select count() from landed") == "100000"
+    assert own_front.value("select is_broken from system.projection_parts where table = 'landed'") == "1"
+
+
 def test_merges_keep_up_with_many_small_inserts(front: Front) -> None:
     front.value("create table many_parts (a UInt64) engine = MergeTree order by a")
     with httpx.Client(auth=("default", PASSWORD), timeout=60) as client:
