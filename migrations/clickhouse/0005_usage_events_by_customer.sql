@@ -3,7 +3,8 @@
 -- It holds what such a question reads, and not all columns, because every byte is written twice.
 alter table raw.usage_events add projection if not exists usage_by_customer
 (
-    select customer_id, loaded_at, batch_id, batch_row, event_id, metric_type, quantity, event_time
+    select customer_id, loaded_at, batch_id, batch_row, event_id, metric_type, quantity, event_time,
+        accepted_at
     order by customer_id, loaded_at
 );
 -- In the background, for rows that are there already.
