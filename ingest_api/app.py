@@ -246,6 +246,8 @@ class IngestApp:
         if trace is not None:
             trace_id = trace.trace_id
             trace.end(scope.method, route, response.status, identity)
+        if failure is None and not self._requests.writes_all:
+            return
         # After the answer, because on a full disk even logging may fail.
         answered = Answered(scope.method, scope.path, route, identity, response.status, seconds, trace_id)
         self._requests.write(answered, failure, bug)

@@ -70,10 +70,15 @@ class RequestLog:
     """Client's mistakes at INFO, our own troubles at WARNING, bugs at ERROR with their traceback.
 
     What went well is written at DEBUG, each request: a line costs more than taking an event.
+
+    Attributes
+    ----------
+    writes_all : bool
+        Whether requests that went well are written.
     """
 
     def __init__(self, level: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._writes_all = level == "DEBUG"
+        self.writes_all = level == "DEBUG"
         # Apart, so that a client that errs a thousand times a second hides none of our own troubles.
         self._mistakes = _Allowance(monotonic)
         self._troubles = _Allowance(monotonic)
@@ -81,7 +86,7 @@ class RequestLog:
     def write(self, answered: Answered, error: HttpError | None, bug: Exception | None) -> None:
         """Log a request that was answered, with `error` if it failed, because of `bug` if that was ours."""
         if error is None:
-            if self._writes_all:
+            if self.writes_all:
                 log.debug("request answered", **answered.fields())
             return
         left_out = (self._mistakes if error.status < 500 else self._troubles).take()
