@@ -329,11 +329,13 @@ class History:
                 self.world.done[step.then] += 1
             self.resume_loader()
             self.compare_answers()
-            self.compare_marts()
+            self.run_the_models()
             # All of it once more, the last first, to an API that remembers nothing: what is counted stays so.
             self.kill_api()
             for message in reversed(self.messages):
                 self.deliver(message)
+            self.compare_answers()
+            self.compare_marts()
             self.compare_answers()
         finally:
             self.resume_loader()
