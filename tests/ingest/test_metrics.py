@@ -165,7 +165,7 @@ def test_a_flush_is_in_each_bucket_whose_limit_it_does_not_exceed(seconds: float
     counters.row(0).answered("/x", 200, seconds)
     families = {
         family.name: family
-        for family in text_string_to_metric_families(render(counters, SpoolUsage(0, 0, None), 0, None, 0))
+        for family in text_string_to_metric_families(render(counters, SpoolUsage(0, 0, None), 0, 0, None, 0))
     }
     for name in ("apex_ingest_fsync_seconds", "apex_ingest_request_duration_seconds"):
         buckets = [sample for sample in families[name].samples if sample.name.endswith("_bucket")]
