@@ -14,7 +14,7 @@ from structlog.typing import EventDict, WrappedLogger
 # (base64), customers' tokens, bearer tokens, passwords in URLs.
 _SECRET = re.compile(
     r"(apx_[a-z]+_[\w-]{4})[\w-]+|((?:sk|rk|whsec|re)_[\w+/-]{4})[\w+/=-]+"
-    r"|(eyJ[\w-]{4})[\w-]*\.[\w-]+\.[\w-]+|(Bearer\s+)[^\s\"']+|(://[^:/@\s]*:)[^@/\s]+@"
+    r"|(eyJ[\w-]{4})[\w.-]+|(Bearer\s+)[^\s\"']+|(://[^:/@\s]*:)[^@/\s]+@"
 )
 _SECRET_FIELDS = frozenset({"api_key", "authorization", "password", "secret", "token"})
 
