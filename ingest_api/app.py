@@ -251,6 +251,9 @@ class IngestApp:
         # After the answer, because on a full disk even logging may fail.
         answered = Answered(scope.method, scope.path, route, identity, response.status, seconds, trace_id)
         self._requests.write(answered, failure, bug)
+        # Their tracebacks hold this frame, and it them: until the collector came by, the protocol would
+        # stay, and with it the connection whose body was not read to its end.
+        failure = bug = None
 
     async def _respond(
         self,
