@@ -48,11 +48,14 @@ class Scan:
     ----------
     sealed_rows : int or None
         Rows according to the footer; None when there is none.
+    size : int
+        Bytes in use; behind them is nothing but reserved room.
     """
 
     frames: list[Frame] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
     sealed_rows: int | None = None
+    size: int = 0
 
     @property
     def next_row(self) -> int:
@@ -75,15 +78,23 @@ def _encode(magic: bytes, payload: bytes, first_row: int, row_count: int) -> byt
     return header + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
 
 
-def scan(data: bytes) -> Scan:
-    """Read all intact frames of a segment, jumping over damage to the next frame that proves itself."""
+def scan(data: bytes, *, is_open: bool = False) -> Scan:
+    """Read all intact frames of a segment, jumping over damage to the next frame that proves itself.
+
+    Parameters
+    ----------
+    is_open : bool
+        Whether room may have been reserved at the end, which reads as zeros and is no damage.
+    """
     result = Scan()
+    # A frame may end in zeros of its own, but none begins with one.
+    content = len(data.rstrip(b"\0")) if is_open else len(data)
     position = len(FILE_HEADER)
     if data[:position] != FILE_HEADER:
-        if FILE_HEADER.startswith(data):
+        if FILE_HEADER.startswith(data[:content]):
             return result  # killed while the header was written: nothing was ever acknowledged from here
         position = 0
-    while position < len(data):
+    while position < content:
         problem = _problem_at(data, position)
         if problem is None:
             magic, length, first_row, row_count = _HEADER.unpack_from(data, position)
@@ -94,9 +105,10 @@ def scan(data: bytes) -> Scan:
                 result.frames.append(Frame(first_row, row_count, data[start : start + length]))
             position = start + length
             continue
-        resumed = _next_intact(data, position + 1)
+        resumed = min(_next_intact(data, position + 1), content)
         result.damage.append(Damage(position, resumed, problem))
         position = resumed
+    result.size = position
     return result
 
 

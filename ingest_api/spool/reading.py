@@ -120,15 +120,17 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 def _seal_abandoned(path: Path, descriptor: int) -> Path:
     data = path.read_bytes()
-    found = scan(data)
-    tail = found.damage[-1] if found.damage and found.damage[-1].end == len(data) else None
+    found = scan(data, is_open=True)
+    tail = found.damage[-1] if found.damage and found.damage[-1].end == found.size else None
     if found.damage:
         _set_aside(path, data, found.damage)
     if found.sealed_rows is None:
-        end = tail.start if tail is not None else len(data)
+        end = tail.start if tail is not None else found.size
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, 0, os.SEEK_END)
         write_all(descriptor, encode_footer(found.next_row))
+    else:
+        os.ftruncate(descriptor, found.size)
     # What is read here may be in memory only when the worker died: it counts from this sync on.
     os.fsync(descriptor)
     sealed = path.with_suffix(SEALED)

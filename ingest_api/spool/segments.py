@@ -15,6 +15,8 @@ NEW = ".new"
 OPEN = ".open"
 SEALED = ".seg"
 DAMAGED_FOLDER = "damaged"
+# What a segment is long at first, filled with zeros behind its content (`writing`); doubled as it grows.
+RESERVED_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class SpoolUsage:
     Attributes
     ----------
     size : int
-        Bytes of all segments.
+        Bytes of all segments; an open one's first reservation is not counted yet.
     oldest_ms : int or None
         When the oldest segment was begun, in milliseconds since 1970-01-01 UTC.
     """
@@ -72,9 +74,10 @@ def spool_usage(folder: Path) -> SpoolUsage:
             if not entry.name.endswith((OPEN, SEALED)):
                 continue
             try:
-                size += entry.stat().st_size
+                found = entry.stat().st_size
             except FileNotFoundError:
                 continue  # sealed or landed since it was listed
+            size += found if entry.name.endswith(SEALED) else max(0, found - RESERVED_BYTES)
             segments += 1
             at = begun_at_ms(entry.name.rpartition(".")[0])
             if at is not None:

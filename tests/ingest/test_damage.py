@@ -17,7 +17,7 @@ from apex_pipelines.settings import Settings
 from ingest_api.loader_status import read_status
 from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame, scan
 from ingest_api.spool.reading import read_segment, recover_abandoned
-from ingest_api.spool.segments import OPEN, SEALED, new_segment_name
+from ingest_api.spool.segments import OPEN, RESERVED_BYTES, SEALED, new_segment_name
 from tests.ingest.conftest import Api
 from tests.ingest.test_loader import accepted, loading, rows, wait_until_empty
 
@@ -74,9 +74,20 @@ def test_an_open_segment_cut_anywhere_in_its_last_frame_keeps_what_was_whole(tmp
         is_whole = cut == len(OPEN_BYTES)
         assert events_read(tmp_path / f"{batch_id}{SEALED}") == (EVENTS if is_whole else EVENTS[:-1])
         if LAST_FRAME < cut < len(OPEN_BYTES):
-            torn[batch_id] = {(LAST_FRAME, cut): OPEN_BYTES[LAST_FRAME:cut]}
+            piece = OPEN_BYTES[LAST_FRAME:cut].rstrip(b"\0")  # as the room that was reserved behind it
+            torn[batch_id] = {(LAST_FRAME, LAST_FRAME + len(piece)): piece}
     # Reading what was recovered reports nothing further.
     assert kept_aside(tmp_path) == torn
+
+
+@pytest.mark.parametrize("content", [FILE_HEADER, OPEN_BYTES, SEALED_BYTES])
+def test_room_that_was_reserved_and_not_written_is_no_damage(content: bytes, tmp_path: Path) -> None:
+    batch_id = write(tmp_path, content + bytes(RESERVED_BYTES), OPEN)
+    assert len(recover_abandoned(tmp_path)) == 1
+    sealed = tmp_path / f"{batch_id}{SEALED}"
+    assert events_read(sealed) == (EVENTS if content != FILE_HEADER else [])
+    assert sealed.stat().st_size <= len(SEALED_BYTES)
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_a_sealed_segment_cut_anywhere_in_its_tail_keeps_what_was_whole(tmp_path: Path) -> None:

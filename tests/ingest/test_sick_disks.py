@@ -88,7 +88,7 @@ def test_a_full_disk_refuses_and_the_loader_makes_room_again(
     httpx.get(f"{api.url}/openapi.json")
     pids = api.worker_pids()
     with load.running():
-        until(lambda: os.statvfs(full_disk).f_bfree == 0 and load.refusals > 100)
+        until(lambda: load.refusals > 100)
         before, known = api.resident(), len(load.usage.acknowledged)
         time.sleep(2)
         assert len(load.usage.acknowledged) - known < 20  # the last bytes
