@@ -9,4 +9,12 @@ from tests.conftest import (  # noqa: F401 - fixtures are found by name
     settings,
     warehouse,
 )
-from tests.ingest.conftest import models, new_api, process_environment  # noqa: F401
+from tests.ingest.conftest import (  # noqa: F401
+    account,
+    models,
+    new_account,
+    new_api,
+    new_loader,
+    new_warehouse,
+    process_environment,
+)

@@ -7,13 +7,11 @@ logged it, without the start of dbt.
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.platform.clock import ManualClock
-from apex_pipelines.settings import Settings
 from tests.warehouse_models.conftest import Models
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
@@ -63,11 +61,6 @@ class Events:
             self._warehouse.command(_INSERT, parameters=parameters)
             self.landed += part
             rows -= part
-
-
-@pytest.fixture
-def models(warehouse: Client, _warehouse: Settings, tmp_path: Path) -> Models:
-    return Models(_warehouse, warehouse, tmp_path)
 
 
 def test_the_cost_of_counting_once(models: Models, warehouse: Client, clock: ManualClock) -> None:
