@@ -36,9 +36,9 @@ from apex_pipelines.platform.warehouse.sessions import Session, SessionStore, ti
 
 log = get_logger(__name__)
 
-MAX_RUNNING = 64
 # A query waits this long for a place.
 QUEUE_SECONDS = 5.0
+MAX_RUNNING = 64
 # Of these, inserts may be waiting for their clients' data, and the read-only user's may be slow.
 MAX_INSERTS = 48
 MAX_READ_ONLY = 32

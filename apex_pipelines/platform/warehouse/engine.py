@@ -232,7 +232,6 @@ class Insert:
 
     def cancel(self) -> None:
         """Drop what is not yet written; no error when the insert has ended already."""
-        # The pipe's end must not come before the engine knows: it would be the end of the data.
         # The pipe's end is the end of the data: it must not come before the engine knows, whatever fails.
         pause = 0.005
         while not self._done.done():

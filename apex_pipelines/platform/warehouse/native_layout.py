@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 
@@ -15,16 +16,16 @@ from apex_pipelines.platform.warehouse.lexer import split_types, tokens
 _U64 = struct.Struct("<Q")
 
 
-class Layout:
+class Layout(ABC):
     """How the values of a type lie in a block: what comes once in front, then the rows."""
 
     def front(self, block: bytes, at: int) -> int:
         """Where what comes once, before any row, ends that begins at `at`."""
         return at
 
+    @abstractmethod
     def rows(self, block: bytes, at: int, rows: int) -> int:
         """Where that many rows end."""
-        raise NotImplementedError
 
     def end(self, block: bytes, at: int, rows: int) -> int:
         """Where a column ends; without rows it has not a byte."""
