@@ -20,7 +20,7 @@ from apex_pipelines.metering.rules import Arrival, MeteringRules
 from apex_pipelines.platform.clock import Clock
 from ingest_api import metrics
 from ingest_api.authorization import bearer, require_key
-from ingest_api.decoding import decode_batch, decode_track
+from ingest_api.decoding import decode_api_key, decode_batch, decode_track
 from ingest_api.intake import Intake
 from ingest_api.key_lookup import KeyRecord
 from ingest_api.keys import KeyRing
@@ -82,11 +82,11 @@ class UsageRoutes:
 
     async def track(self, request: Request) -> Response:
         """Record one event."""
+        key = await self._key(request)
+        arrival = self._arrival(key)
         event = decode_track(request.body)
         if isinstance(event, Rejection):
             raise self.intake.unprocessable(event)
-        key = await self._key(request, event.api_key)
-        arrival = self._arrival(key)
         self._limit(key, 1)
         verdict = self.rules.judge(event, arrival)
         if isinstance(verdict, Rejection):
@@ -103,14 +103,14 @@ class UsageRoutes:
 
     async def batch(self, request: Request) -> Response:
         """Record the good events of a batch and say what became of each."""
-        batch = decode_batch(request.body, request.headers.get("content-type") or "", self.max_batch_events)
-        key = await self._key(request, batch.api_key)
+        key = await self._key(request)
         arrival = self._arrival(key)
-        self._limit(key, len(batch.events))
+        events = decode_batch(request.body, _content_type(request), self.max_batch_events)
+        self._limit(key, len(events))
         recent, counters = self.intake.recent, self.intake.counters
         results: list[EventResult] = []
         fresh: dict[str, AcceptedEvent] = {}
-        for event in batch.events:
+        for event in events:
             verdict = self._judge(event, arrival)
             if isinstance(verdict, Rejection):
                 counters.add(metrics.REJECTED[verdict.reason])
@@ -134,8 +134,9 @@ class UsageRoutes:
     def _judge(self, event: UsageEvent | Rejection, arrival: Arrival) -> AcceptedEvent | Rejection:
         return event if isinstance(event, Rejection) else self.rules.judge(event, arrival)
 
-    async def _key(self, request: Request, body_key: str | None) -> KeyRecord:
-        key = bearer(request.headers) or body_key
+    async def _key(self, request: Request) -> KeyRecord:
+        # Before the events are looked at: what costs most is done for customers only.
+        key = bearer(request.headers) or decode_api_key(request.body, _content_type(request))
         return await require_key(self.keys, key, self.clock.now(), _INGEST_SCOPES, "send usage events")
 
     def _arrival(self, key: KeyRecord) -> Arrival:
@@ -164,3 +165,7 @@ class UsageRoutes:
                 f"{error.left} more now; send it again in {seconds} s with the same event_id"
             )
             raise HttpError(429, "rate_limited", message, headers) from error
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type") or ""

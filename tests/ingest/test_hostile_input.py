@@ -15,7 +15,7 @@ import pytest
 
 from apex_pipelines.settings import Settings
 from tests.ingest.conftest import Account, Api, Neighbour, event
-from tests.ingest.test_answers import spooled
+from tests.ingest.test_answers import NDJSON, spooled
 
 TRACK, BATCH = "/api/usage/track", "/api/usage/batch"
 GZIP = {"content-encoding": "gzip"}
@@ -316,3 +316,29 @@ def test_one_clients_worst_holds_up_nobody(new_api: Callable[..., Api], account:
             begun = time.monotonic()
             assert http.post(path, content=body, headers=headers).status_code in (200, 400, 413)
             assert time.monotonic() - begun < 2, body[:20]  # measured 0.05; the machine may be busy
+
+
+def test_without_a_good_key_no_event_is_looked_at(http: httpx.Client) -> None:
+    """However little a client has to send for it, and wherever it puts its key."""
+    many = b'{"events":[' + b"{}," * 300_000 + b'{}],"api_key":"apx_live_nobody"}'
+    stranger = {"authorization": "Bearer apx_live_nobody"}
+    for path, body, headers, code in (
+        (TRACK, b"{", stranger, "unknown_api_key"),
+        (TRACK, raw_event('"z"'), stranger, "unknown_api_key"),
+        (TRACK, raw_event('"z"'), {}, "missing_api_key"),
+        (BATCH, gzip.compress(many), GZIP, "unknown_api_key"),
+        (BATCH, b"[" + b"{}," * 300_000 + b"{}]", {}, "missing_api_key"),
+        (BATCH, b"x\n" * 500_000, NDJSON, "missing_api_key"),
+    ):
+        answer = http.post(path, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, code), body[:20]
+
+
+def test_lines_are_counted_before_they_are_looked_at(http: httpx.Client, account: Account) -> None:
+    headers = {**account.bearer, **NDJSON}
+    line = raw_event(more=',"event_id":"one"')
+    assert http.post(BATCH, content=b"\r\n" * 1_000 + line, headers=headers).json()["accepted"] == 1
+    for body, what in ((b"\n" * 1_000_000, "1000000 lines"), (line + b"\nx" * 1_000, "1001 events")):
+        answer = http.post(BATCH, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_events")
+        assert what in answer.json()["error"]["message"]
