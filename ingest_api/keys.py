@@ -57,10 +57,10 @@ class KeyRefused(Exception):
 
 @dataclass(slots=True)
 class _Answer:
-    """What PostgreSQL said, and at which monotonic second; `was_known` of a key that it had before."""
+    """What PostgreSQL said, asked at which monotonic second; `was_known` of a key that it had before."""
 
     record: KeyRecord | None
-    checked_at: float
+    asked_at: float
     was_known: bool = False
 
 
@@ -120,11 +120,12 @@ class KeyRing:
             raise KeyRefused(KeyProblem.UNKNOWN)
         digest = hashlib.sha256(key.encode()).digest()
         answer = self._known.get(digest) or self._unknown.get(digest)
-        if answer is None or time.monotonic() - answer.checked_at > self._fresh_seconds:
-            answer = await self._ask(digest) or answer
-            if answer is None or self._is_too_old(answer):
+        if answer is None or time.monotonic() - answer.asked_at > self._fresh_seconds:
+            told = await self._ask(digest)
+            if told is None and (answer is None or self._is_too_old(answer)):
                 raise KeysUnavailable("API keys can't be checked at the moment")
-        record = answer.record
+            answer = told or answer
+        record = answer.record if answer is not None else None
         if record is None:
             raise KeyRefused(KeyProblem.UNKNOWN)
         if record.revoked_at is not None:
@@ -151,7 +152,7 @@ class KeyRing:
 
     def _is_too_old(self, answer: _Answer) -> bool:
         """Whether an answer can't be used even in an outage."""
-        age = time.monotonic() - answer.checked_at
+        age = time.monotonic() - answer.asked_at
         # A key that nobody knew may have been issued meanwhile; one that was taken away stays so.
         return age > (
             self._fresh_seconds if answer.record is None and not answer.was_known else self._outage_seconds
@@ -178,21 +179,25 @@ class KeyRing:
         asked = {digest: self._wanted[digest] for digest in list(self._wanted)[:_MAX_LOOKUP]}
         for digest in asked:
             del self._wanted[digest]
+        # What was changed while the question was under way may be missing in the answer.
+        asked_at = time.monotonic()
         found = self._loop.run_in_executor(self._thread, self._lookup.find, list(asked))
-        found.add_done_callback(lambda done: self._remember(asked, done))
+        found.add_done_callback(lambda done: self._remember(asked, asked_at, done))
 
     def _remember(
-        self, asked: dict[bytes, asyncio.Future[None]], done: asyncio.Future[dict[bytes, KeyRecord]]
+        self,
+        asked: dict[bytes, asyncio.Future[None]],
+        asked_at: float,
+        done: asyncio.Future[dict[bytes, KeyRecord]],
     ) -> None:
         error = done.exception()
-        now = time.monotonic()
         if error is not None:
-            self._away_until = now + _RETRY_SECONDS
+            self._away_until = time.monotonic() + _RETRY_SECONDS
             unanswered = KeysUnavailable(str(error))
         is_news = False
         for digest, told in asked.items():
             if error is None:
-                is_news |= self._keep(digest, _Answer(done.result().get(digest), now))
+                is_news |= self._keep(digest, _Answer(done.result().get(digest), asked_at))
             if told.done():
                 continue
             if error is None:
@@ -232,8 +237,8 @@ class KeyRing:
         known = self._cache.load(self._outage_seconds)
         for key in known:
             # Never fresh: whatever happened while this worker was not running must be asked for.
-            checked_at = now - max(key.age_seconds, self._fresh_seconds + 1.0)
-            self._keep(key.digest, _Answer(key.record, checked_at, was_known=key.record is None))
+            asked_at = now - max(key.age_seconds, self._fresh_seconds + 1.0)
+            self._keep(key.digest, _Answer(key.record, asked_at, was_known=key.record is None))
         if known:
             log.info("API keys are known from before", keys=len(known))
 
@@ -266,7 +271,7 @@ class KeyRing:
         now = time.monotonic()
         gone = [(digest, answer) for digest, answer in self._unknown.items() if answer.was_known]
         return [
-            KnownKey(digest, answer.record, now - answer.checked_at)
+            KnownKey(digest, answer.record, now - answer.asked_at)
             for digest, answer in [*self._known.items(), *gone]
         ]
 

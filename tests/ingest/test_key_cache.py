@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -47,11 +48,19 @@ class Answers:
     def __init__(self, *records: KeyRecord) -> None:
         self.records = {known.digest: known for known in records}
         self.is_away = False
+        self.asked = 0
+        self.slow_seconds = 0.0
+        self.answers = threading.Event()  # cleared while it hangs
+        self.answers.set()
 
     def find(self, digests: list[bytes]) -> dict[bytes, KeyRecord]:
+        self.asked += 1
         if self.is_away:
             raise KeysUnavailable("away")
-        return {name: self.records[name] for name in digests if name in self.records}
+        found = {name: self.records[name] for name in digests if name in self.records}
+        time.sleep(self.slow_seconds)
+        self.answers.wait(20)
+        return found
 
     def close(self) -> None: ...
 
@@ -204,6 +213,41 @@ def test_a_ring_that_starts_in_an_outage_knows_what_the_one_before_knew(
 
     for life in (before, after, much_later):
         in_a_life(life)
+
+
+def test_an_answer_ages_from_when_it_was_asked_for(tmp_path: Path, clock: ManualClock) -> None:
+    """A key that is revoked while the answer is under way works no longer than promised."""
+    answers = Answers(record("apx_good"))
+    answers.slow_seconds = 0.3
+
+    async def use() -> None:
+        keys = ring(answers, cache(tmp_path, clock), fresh=0.5)
+        asked_at = time.monotonic()
+        asked = asyncio.create_task(keys.resolve("apx_good", NOW))
+        await asyncio.sleep(0.1)
+        answers.records[digest("apx_good")] = record("apx_good", revoked_at=NOW)
+        assert (await asked).revoked_at is None  # it had been looked up before
+        await asyncio.sleep(max(0.0, asked_at + 0.55 - time.monotonic()))
+        with pytest.raises(KeyRefused):
+            await keys.resolve("apx_good", NOW)
+        await asyncio.to_thread(keys.close)
+
+    in_a_life(use)
+
+
+def test_a_key_that_nobody_has_is_refused_however_slowly_that_is_told(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    answers = Answers()
+    answers.slow_seconds = 0.1
+
+    async def use() -> None:
+        keys = ring(answers, cache(tmp_path, clock), fresh=0.0)
+        with pytest.raises(KeyRefused):
+            await keys.resolve("apx_nobody", NOW)
+        await asyncio.to_thread(keys.close)
+
+    in_a_life(use)
 
 
 def test_the_file_is_written_at_once_for_news_and_then_seldom(tmp_path: Path, clock: ManualClock) -> None:
