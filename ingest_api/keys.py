@@ -6,7 +6,8 @@ a scope allows (the routes say).
 Keys are held as SHA-256 digests only. An answer is used for `fresh_seconds`, which bounds how long a revoked
 key still works; when PostgreSQL can't be asked, known keys go on working on their last answer, because
 telemetry of paying customers must not be lost to an outage of ours. That ends when the answer is older than
-`outage_seconds`, and it holds over restarts: what is known is kept in a file (`key_cache`).
+`outage_seconds`, and it holds over restarts: what is known is kept in a file (`key_cache`). After a look-up
+that failed, or hangs, no request waits: PostgreSQL is asked in the background until it answers again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MAX_KNOWN = 100_000
 _MAX_UNKNOWN = 20_000
 _MAX_LOOKUP = 1_000
 _RETRY_SECONDS = 1.0  # how long after a failure PostgreSQL is left alone
-_WAIT_SECONDS = 3.0  # how long a request waits for an answer
+_WAIT_SECONDS = 3.0  # after which PostgreSQL is taken to be away
 # Answers that only confirm what the file says are written this often, to renew their age in it.
 _CONFIRM_SECONDS = 300.0
 
@@ -96,9 +97,11 @@ class KeyRing:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
         self._known: OrderedDict[bytes, _Answer] = OrderedDict()
         self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
-        self._wanted: dict[bytes, asyncio.Future[None]] = {}
+        # Asked for with the next query; the result says whether PostgreSQL answered.
+        self._wanted: dict[bytes, asyncio.Future[bool]] = {}
         self._is_asking = False
-        self._away_until = 0.0
+        self._is_away = False
+        self._probe: asyncio.TimerHandle | None = None
         self._save_timer: asyncio.TimerHandle | None = None
         self._saved_at = -math.inf
         self._is_saving = False
@@ -121,11 +124,8 @@ class KeyRing:
         digest = hashlib.sha256(key.encode()).digest()
         answer = self._known.get(digest) or self._unknown.get(digest)
         if answer is None or time.monotonic() - answer.asked_at > self._fresh_seconds:
-            told = await self._ask(digest)
-            if told is None and (answer is None or self._is_too_old(answer)):
-                raise KeysUnavailable("API keys can't be checked at the moment")
-            answer = told or answer
-        record = answer.record if answer is not None else None
+            answer = await self._refreshed(digest, answer)
+        record = answer.record
         if record is None:
             raise KeyRefused(KeyProblem.UNKNOWN)
         if record.revoked_at is not None:
@@ -144,6 +144,8 @@ class KeyRing:
         return True
 
     def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
         if self._save_timer is not None:
             self._save_timer.cancel()
             self._save(self._snapshot())
@@ -158,61 +160,82 @@ class KeyRing:
             self._fresh_seconds if answer.record is None and not answer.was_known else self._outage_seconds
         )
 
-    async def _ask(self, digest: bytes) -> _Answer | None:
-        """A fresh answer, or None when PostgreSQL is away. Keys asked for meanwhile share the next query."""
-        if time.monotonic() < self._away_until:
-            return None
+    async def _refreshed(self, digest: bytes, last: _Answer | None) -> _Answer:
+        """What PostgreSQL says now; while it is away `last`, if that may still be used.
+
+        Raises
+        ------
+        KeysUnavailable
+            If there is neither.
+        """
+        if await self._is_told(digest):
+            last = self._known.get(digest) or self._unknown.get(digest)
+        elif last is not None and self._is_too_old(last):
+            last = None
+        if last is None:
+            raise KeysUnavailable("API keys can't be checked at the moment")
+        return last
+
+    async def _is_told(self, digest: bytes) -> bool:
+        """Whether PostgreSQL answered about a key. Keys asked for meanwhile share the next query."""
+        if self._is_away:
+            return False
         told = self._wanted.get(digest)
         if told is None:
             told = self._wanted[digest] = self._loop.create_future()
             if not self._is_asking:
-                self._is_asking = True
                 self._send()
-        try:
-            # Shielded: one client that goes away must not take the answer from the others.
-            await asyncio.wait_for(asyncio.shield(told), _WAIT_SECONDS)
-        except (KeysUnavailable, TimeoutError):
-            return None
-        return self._known.get(digest) or self._unknown.get(digest)
+        # Shielded: one client that goes away must not take the answer from the others.
+        return await asyncio.shield(told)
 
     def _send(self) -> None:
+        self._is_asking = True
         asked = {digest: self._wanted[digest] for digest in list(self._wanted)[:_MAX_LOOKUP]}
         for digest in asked:
             del self._wanted[digest]
         # What was changed while the question was under way may be missing in the answer.
         asked_at = time.monotonic()
         found = self._loop.run_in_executor(self._thread, self._lookup.find, list(asked))
-        found.add_done_callback(lambda done: self._remember(asked, asked_at, done))
+        patience = self._loop.call_later(
+            _WAIT_SECONDS, self._give_up, asked, f"no answer within {_WAIT_SECONDS:g} s"
+        )
+        found.add_done_callback(lambda done: self._take_answer(asked, asked_at, patience, done))
 
-    def _remember(
+    def _take_answer(
         self,
-        asked: dict[bytes, asyncio.Future[None]],
+        asked: dict[bytes, asyncio.Future[bool]],
         asked_at: float,
+        patience: asyncio.TimerHandle,
         done: asyncio.Future[dict[bytes, KeyRecord]],
     ) -> None:
+        patience.cancel()
+        self._is_asking = False
         error = done.exception()
         if error is not None:
-            self._away_until = time.monotonic() + _RETRY_SECONDS
-            unanswered = KeysUnavailable(str(error))
+            self._give_up(asked, str(error))
+            self._probe = self._loop.call_later(_RETRY_SECONDS, self._send)
+            return
+        if self._is_away:
+            self._is_away = False
+            log.info("API keys are looked up again")
         is_news = False
         for digest, told in asked.items():
-            if error is None:
-                is_news |= self._keep(digest, _Answer(done.result().get(digest), asked_at))
-            if told.done():
-                continue
-            if error is None:
-                told.set_result(None)
-            else:
-                told.set_exception(unanswered)
-                told.exception()  # nobody may be waiting any more; that is no error of its own
+            is_news |= self._keep(digest, _Answer(done.result().get(digest), asked_at))
+            if not told.done():
+                told.set_result(True)
         if self._wanted:
             self._send()
-        else:
-            self._is_asking = False
-        if error is None:
-            self._save_later(self._save_seconds if is_news else max(self._save_seconds, _CONFIRM_SECONDS))
-        else:
-            log.error("API keys can't be looked up; known ones go on working", error=str(error))
+        self._save_later(self._save_seconds if is_news else max(self._save_seconds, _CONFIRM_SECONDS))
+
+    def _give_up(self, asked: dict[bytes, asyncio.Future[bool]], reason: str) -> None:
+        """Let all who wait do without an answer; the query may still be under way."""
+        if not self._is_away:
+            self._is_away = True
+            log.error("API keys can't be looked up; known ones go on working", error=reason)
+        for told in (*asked.values(), *self._wanted.values()):
+            if not told.done():
+                told.set_result(False)
+        self._wanted.clear()
 
     def _keep(self, digest: bytes, answer: _Answer) -> bool:
         """Remember an answer; returns whether it says something new about a key worth keeping in the file."""

@@ -250,6 +250,60 @@ def test_a_key_that_nobody_has_is_refused_however_slowly_that_is_told(
     in_a_life(use)
 
 
+def test_while_postgres_hangs_only_the_first_request_waits(tmp_path: Path, clock: ManualClock) -> None:
+    names = [f"apx_{number}" for number in range(5)]
+    answers = Answers(*(record(name) for name in names))
+
+    async def use() -> None:
+        keys = ring(answers, cache(tmp_path, clock), fresh=0.1)
+        await asyncio.gather(*(keys.resolve(name, NOW) for name in names))
+        answers.answers.clear()
+        await asyncio.sleep(0.15)
+        begun = time.monotonic()
+        await asyncio.gather(*(keys.resolve(name, NOW) for name in names))
+        assert 2.5 < time.monotonic() - begun < 5
+        asked, begun = answers.asked, time.monotonic()
+        for name in names * 20:
+            await keys.resolve(name, NOW)
+            with pytest.raises(KeysUnavailable):
+                await keys.resolve(f"{name}-late", NOW)
+        assert time.monotonic() - begun < 1
+        assert answers.asked == asked  # one question is enough to learn that it answers again
+        answers.answers.set()
+        answers.records[digest(names[0])] = record(names[0], revoked_at=NOW)
+        await asyncio.sleep(0.2)
+        with pytest.raises(KeyRefused):
+            await keys.resolve(names[0], NOW)
+        await asyncio.to_thread(keys.close)
+
+    in_a_life(use)
+
+
+def test_while_postgres_refuses_it_is_asked_once_a_second_and_nobody_waits(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    answers = Answers(record("apx_good"))
+
+    async def use() -> None:
+        keys = ring(answers, cache(tmp_path, clock), fresh=0.0)
+        await keys.resolve("apx_good", NOW)
+        answers.is_away = True
+        asked, until = answers.asked, time.monotonic() + 1.5
+        while time.monotonic() < until:
+            await keys.resolve("apx_good", NOW)
+            await asyncio.sleep(0.01)
+        assert answers.asked - asked == 2
+        # Back, without any request that would find out: a key that was taken away meanwhile works no more.
+        answers.is_away = False
+        answers.records[digest("apx_good")] = record("apx_good", revoked_at=NOW)
+        await asyncio.sleep(1.1)
+        with pytest.raises(KeyRefused):
+            await keys.resolve("apx_good", NOW)
+        await asyncio.to_thread(keys.close)
+
+    in_a_life(use)
+
+
 def test_the_file_is_written_at_once_for_news_and_then_seldom(tmp_path: Path, clock: ManualClock) -> None:
     names = [f"apx_{number}" for number in range(20)]
     answers = Answers(*(record(name) for name in names))
