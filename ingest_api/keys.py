@@ -34,6 +34,8 @@ _MAX_KNOWN = 100_000
 _MAX_UNKNOWN = 20_000
 _MAX_LOOKUP = 1_000
 _RETRY_SECONDS = 1.0  # how long after a failure PostgreSQL is left alone
+_CHECK_SECONDS = 1.0  # how long an answer shows that PostgreSQL is there
+_NO_KEY = b""  # stands for a question that is about no key
 _WAIT_SECONDS = 3.0  # after which PostgreSQL is taken to be away
 # Answers that only confirm what the file says are written this often, to renew their age in it.
 _CONFIRM_SECONDS = 300.0
@@ -101,6 +103,7 @@ class KeyRing:
         self._wanted: dict[bytes, asyncio.Future[bool]] = {}
         self._is_asking = False
         self._is_away = False
+        self._answered_at = -math.inf
         self._probe: asyncio.TimerHandle | None = None
         self._save_timer: asyncio.TimerHandle | None = None
         self._saved_at = -math.inf
@@ -135,13 +138,17 @@ class KeyRing:
         return record
 
     async def is_reachable(self) -> bool:
-        """Whether PostgreSQL answers now."""
-        try:
-            asked = self._loop.run_in_executor(self._thread, self._lookup.find, [])
-            await asyncio.wait_for(asked, _WAIT_SECONDS)
-        except (KeysUnavailable, TimeoutError):
-            return False
-        return True
+        """Whether PostgreSQL answers; it is asked once a second at most, so that no key waits for a flood."""
+        if time.monotonic() - self._answered_at <= _CHECK_SECONDS:
+            return not self._is_away
+        return await self._is_told(_NO_KEY)
+
+    def has_usable(self) -> bool:
+        """Whether some key would be answered for without PostgreSQL."""
+        return any(
+            answer.record is not None and answer.record.revoked_at is None and not self._is_too_old(answer)
+            for answer in reversed(self._known.values())
+        )
 
     def close(self) -> None:
         if self._probe is not None:
@@ -195,7 +202,7 @@ class KeyRing:
             del self._wanted[digest]
         # What was changed while the question was under way may be missing in the answer.
         asked_at = time.monotonic()
-        found = self._loop.run_in_executor(self._thread, self._lookup.find, list(asked))
+        found = self._loop.run_in_executor(self._thread, self._lookup.find, [*asked.keys() - {_NO_KEY}])
         patience = self._loop.call_later(
             _WAIT_SECONDS, self._give_up, asked, f"no answer within {_WAIT_SECONDS:g} s"
         )
@@ -218,9 +225,11 @@ class KeyRing:
         if self._is_away:
             self._is_away = False
             log.info("API keys are looked up again")
+        self._answered_at = asked_at
         is_news = False
         for digest, told in asked.items():
-            is_news |= self._keep(digest, _Answer(done.result().get(digest), asked_at))
+            if digest != _NO_KEY:
+                is_news |= self._keep(digest, _Answer(done.result().get(digest), asked_at))
             if not told.done():
                 told.set_result(True)
         if self._wanted:

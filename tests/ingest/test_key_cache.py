@@ -304,6 +304,32 @@ def test_while_postgres_refuses_it_is_asked_once_a_second_and_nobody_waits(
     in_a_life(use)
 
 
+def test_a_flood_of_checks_asks_postgres_once_and_holds_up_no_key(tmp_path: Path, clock: ManualClock) -> None:
+    answers = Answers(record("apx_good"))
+    answers.slow_seconds = 0.05
+
+    async def use() -> None:
+        keys = ring(answers, cache(tmp_path, clock))
+        checks = [asyncio.create_task(keys.is_reachable()) for _ in range(200)]
+        await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        await keys.resolve("apx_good", NOW)
+        assert time.monotonic() - begun < 1
+        assert all(await asyncio.gather(*checks))
+        assert answers.asked == 2
+        assert await keys.is_reachable()
+        assert answers.asked == 2
+        answers.is_away = True
+        await asyncio.sleep(1.1)
+        assert not any(await asyncio.gather(*(keys.is_reachable() for _ in range(200))))
+        assert answers.asked == 3
+        assert keys.has_usable()
+        await asyncio.to_thread(keys.close)
+
+    in_a_life(use)
+    assert [key.digest for key in cache(tmp_path, clock).load(DAY)] == [digest("apx_good")]
+
+
 def test_the_file_is_written_at_once_for_news_and_then_seldom(tmp_path: Path, clock: ManualClock) -> None:
     names = [f"apx_{number}" for number in range(20)]
     answers = Answers(*(record(name) for name in names))
