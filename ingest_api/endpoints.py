@@ -514,6 +514,7 @@ _READY_EXAMPLE = {
     "status": "ready",
     "checks": {
         "postgres": {"ok": True},
+        "keys": {"ok": True},
         "spool": {"ok": True, "bytes": 4096, "segments": 1, "backlog_seconds": 0.2, "lagging": False},
     },
 }
@@ -524,7 +525,11 @@ READY = Endpoint(
     group="Running it",
     summary="Whether the API can take events: each dependency, and the backlog",
     answers=(
-        Answer(meaning="Ready.", shape=Readiness, example=_READY_EXAMPLE),
+        Answer(
+            meaning="Ready; or `degraded`: PostgreSQL is away, and known keys still work.",
+            shape=Readiness,
+            example=_READY_EXAMPLE,
+        ),
         Answer(status=503, meaning="Not ready; the checks say why.", shape=Readiness),
     ),
 )

@@ -38,6 +38,12 @@ class PostgresCheck(msgspec.Struct):
     ok: bool
 
 
+class KeysCheck(msgspec.Struct):
+    """Whether keys can be checked: by PostgreSQL, or known ones by its last answers."""
+
+    ok: bool
+
+
 class SpoolCheck(msgspec.Struct):
     """`lagging` says that the loader is behind; acknowledged events are safe and more can be taken."""
 
@@ -50,11 +56,14 @@ class SpoolCheck(msgspec.Struct):
 
 class Checks(msgspec.Struct):
     postgres: PostgresCheck
+    keys: KeysCheck
     spool: SpoolCheck
 
 
 class Readiness(msgspec.Struct):
-    status: Literal["ready", "not_ready"]
+    """`degraded` takes events, but only of keys that it knows: PostgreSQL is away."""
+
+    status: Literal["ready", "degraded", "not_ready"]
     checks: Checks
 
 
@@ -83,8 +92,13 @@ class HealthRoutes:
         return json_response(Health("ok", version("apex-pipelines"), self.clock.now().isoformat()))
 
     async def ready(self, _request: Request) -> Response:
-        """Able to take events: keys can be checked, the spool has room and its disk works. 503 otherwise."""
+        """Able to take events: keys can be checked, the spool has room and its disk works. 503 otherwise.
+
+        An instance without PostgreSQL stays in: a balancer would else take out all of them at once, and with
+        them the events that they can still take.
+        """
         postgres = PostgresCheck(await self.keys.is_reachable())
+        keys = KeysCheck(postgres.ok or self.keys.has_usable())
         usage = await asyncio.to_thread(self._usage)
         if usage is None:
             spool = SpoolCheck(False, 0, 0, 0.0, True)
@@ -92,9 +106,10 @@ class HealthRoutes:
             age = self._backlog_seconds(usage)
             takes_events = usage.size < self.spool_limit and await self.spool.is_writable()
             spool = SpoolCheck(takes_events, usage.size, usage.segments, age, age > _LAGGING_SECONDS)
-        is_ready = postgres.ok and spool.ok
-        body = Readiness("ready" if is_ready else "not_ready", Checks(postgres, spool))
-        return json_response(body, 200 if is_ready else 503)
+        checks = Checks(postgres, keys, spool)
+        if not (keys.ok and spool.ok):
+            return json_response(Readiness("not_ready", checks), 503)
+        return json_response(Readiness("ready" if postgres.ok else "degraded", checks))
 
     async def metrics(self, _request: Request) -> Response:
         """Prometheus text for all workers and the loader."""

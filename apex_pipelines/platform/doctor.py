@@ -128,6 +128,9 @@ def _api(settings: Settings) -> Finding:
         return Finding("ingest API", ok=False, message=message, remedy="start it with `apex up`")
     if answer.status_code != 200:
         return Finding("ingest API", ok=False, message=f"not ready: {answer.text[:300]}", remedy=url)
+    if answer.json()["status"] != "ready":
+        message = f"takes events of keys that it knows only: {answer.text[:300]}"
+        return Finding("ingest API", ok=False, message=message, remedy="bring PostgreSQL back")
     return Finding("ingest API", ok=True, message="ready")
 
 

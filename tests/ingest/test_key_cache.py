@@ -432,5 +432,7 @@ def test_keys_of_a_day_before_are_not_accepted_in_an_outage(
         try:
             answer = httpx.post(f"{api.url}/api/usage/track", json=body, headers=headers, timeout=20)
             assert answer.status_code == expected
+            ready = httpx.get(f"{api.url}/ready", timeout=20)
+            assert (ready.status_code, ready.json()["checks"]["keys"]["ok"]) == (expected, expected == 200)
         finally:
             api.stop()
