@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -30,12 +31,20 @@ def limit_unread_answers(port: int, seconds: float) -> bool:
         return True
     found = False
     for entry in os.listdir(_DESCRIPTORS):
-        # Closed since it was listed, or no socket at all.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as candidate:
-            if _listens(candidate, port):
-                candidate.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
-                found = True
+        with contextlib.suppress(OSError):  # closed since it was listed
+            found |= _limit_listener(int(entry), port, seconds)
     return found
+
+
+def _limit_listener(descriptor: int, port: int, seconds: float) -> bool:
+    # Files are not copied: a copy would stay open, and closing one would end our record locks on the file.
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as candidate:
+        if not _listens(candidate, port):
+            return False
+        candidate.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        return True
 
 
 def _listens(candidate: socket.socket, port: int) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import psutil
@@ -262,3 +264,14 @@ def test_a_client_that_closes_its_side_early_may_hear_nothing_and_may_repeat(
     of_account = [row for row in spooled(settings.spool_dir) if row.customer_id == account.customer_id]
     # Each is durable although nobody heard of it; the models count the first.
     assert {row.event_id for row in of_account} == {"half"}
+
+
+def test_looking_for_the_listener_leaves_other_files_alone(new_api: NewApi) -> None:
+    """A copy of the lock's descriptor would be left open, or end the lock when it is closed."""
+    api = new_api()
+    lock = api.settings.spool_dir / f"workers-{api.settings.api_port}.lock"
+    (worker,) = api.worker_pids()
+    descriptors = Path(f"/proc/{worker}/fd").iterdir()
+    assert [each.resolve() for each in descriptors].count(lock) == 1
+    with lock.open("rb+") as file, pytest.raises(BlockingIOError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
