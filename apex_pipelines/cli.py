@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from apex_pipelines import __version__
 from apex_pipelines.platform.logging import configure_logging
-from apex_pipelines.settings import Settings
+from apex_pipelines.settings import Settings, settings_problems
 
 # Command to (the module attribute that holds it, its line in `apex --help`). A module is imported only when
 # its command is called, since some bring libraries that take seconds to import.
@@ -57,11 +57,7 @@ def apex(context: click.Context) -> None:
     try:
         context.obj = Settings()
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'APEX_' + str(e['loc'][0]).upper().removeprefix('APEX_')}: {e['msg']}, got {e['input']!r}"
-            for e in error.errors()
-        )
-        raise click.ClickException(f"settings are wrong: {problems}") from error
+        raise click.ClickException(f"settings are wrong: {settings_problems(error)}") from error
     configure_logging(context.obj.log_level, context.obj.log_format)
 
 

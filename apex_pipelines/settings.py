@@ -7,13 +7,18 @@ import re
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Lower case and without a path, as browsers send it; `*` is none on purpose.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
+
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Positive = Annotated[int, Field(ge=1)]
+# What a timer or the kernel is given: no infinity, and no number that it can't hold.
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,24 +74,26 @@ class Settings(BaseSettings):
 
     # Ingest API.
     api_host: str = "127.0.0.1"
-    api_port: int = 8080
-    api_workers: int = 1
-    api_max_body_bytes: int = 1_048_576
+    api_port: Port = 8080
+    api_workers: Positive = 1
+    api_max_body_bytes: Positive = 1_048_576
     api_max_connections: int = Field(
         16_384, ge=64, description="Open connections of a worker; further ones wait until one ends."
     )
-    api_idle_seconds: float = Field(
-        15.0, gt=0, description="How long a connection may take to bring the headers of its next request."
+    api_idle_seconds: Seconds = Field(
+        15.0, description="How long a connection may take to bring the headers of its next request."
     )
-    api_body_seconds: float = Field(30.0, gt=0, description="How long a request's body may take to arrive.")
-    api_unread_seconds: float = Field(
-        30.0, gt=0, description="How long a client may leave an answer unread before it is cut off (Linux)."
+    api_body_seconds: Seconds = Field(30.0, description="How long a request's body may take to arrive.")
+    api_unread_seconds: Seconds = Field(
+        30.0, description="How long a client may leave an answer unread before it is cut off (Linux)."
     )
-    api_max_uploading_bytes: int = Field(
+    api_max_uploading_bytes: Positive = Field(
         268_435_456, description="Bodies under way in a worker, of those that are larger than 16 KiB."
     )
-    api_max_batch_events: int = 1_000
-    api_key_cache_seconds: float = 5.0
+    api_max_batch_events: Positive = 1_000
+    api_key_cache_seconds: float = Field(
+        5.0, ge=0, le=3_600, description="How long an answer about a key is used, a revoked one's too."
+    )
     api_public_url: str | None = Field(
         None, description="Address that customers reach the API by, for its documentation."
     )
@@ -107,32 +114,40 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("apex_resend_webhook_secret", "resend_webhook_secret"),
     )
     api_key_outage_hours: float = Field(
-        24.0, description="How long known keys go on working while PostgreSQL can't be asked."
+        24.0,
+        ge=0,
+        le=87_600,
+        description="How long known keys go on working while PostgreSQL can't be asked.",
     )
-    api_key_file_seconds: float = Field(
+    api_key_file_seconds: Seconds = Field(
         5.0, description="Known keys are written to APEX_HOME at most this often."
     )
     api_key_events_per_second: float = Field(
-        5_000.0, ge=0, description="Events a key may send, over all workers together; 0: no limit."
+        5_000.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Events a key may send, over all workers together; 0: no limit.",
     )
-    api_key_burst_events: float = Field(20_000.0, ge=1, description="Events a key may send at once.")
-    api_reads_per_window: int = Field(100, description="Requests of a customer to the read endpoints.")
-    api_reads_window_seconds: float = 900.0
+    api_key_burst_events: float = Field(
+        20_000.0, ge=1, allow_inf_nan=False, description="Events a key may send at once."
+    )
+    api_reads_per_window: Positive = Field(100, description="Requests of a customer to the read endpoints.")
+    api_reads_window_seconds: Seconds = 900.0
     jwt_secret: str | None = Field(
         None,
         repr=False,
         description="Signs customers' tokens, at least 32 bytes; unset: a random one kept in the home.",
     )
-    spool_segment_max_bytes: int = 4_194_304
-    spool_segment_max_age_ms: int = 500
-    spool_soft_limit_bytes: int = Field(
+    spool_segment_max_bytes: Positive = 4_194_304
+    spool_segment_max_age_ms: Positive = 500
+    spool_soft_limit_bytes: Positive = Field(
         8_000_000_000, description="From here on clients are asked to slow down (429)."
     )
-    spool_hard_limit_bytes: int = Field(10_000_000_000, description="Nothing more is taken (503).")
-    loader_max_rows_per_insert: int = 100_000
-    loader_poll_ms: int = 100
-    event_max_late_days: int = 35
-    event_max_early_seconds: int = 300
+    spool_hard_limit_bytes: Positive = Field(10_000_000_000, description="Nothing more is taken (503).")
+    loader_max_rows_per_insert: Positive = 100_000
+    loader_poll_ms: Positive = 100
+    event_max_late_days: int = Field(35, ge=0, le=3_650)
+    event_max_early_seconds: int = Field(300, ge=0, le=86_400)
 
     # Orchestration.
     dagster_host: str = "127.0.0.1"
@@ -164,6 +179,22 @@ class Settings(BaseSettings):
                     f"{origin!r} is no origin; write scheme and host, such as https://console.example.com"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        soft, hard = self.spool_soft_limit_bytes, self.spool_hard_limit_bytes
+        # A hard limit that is set alone may be below the soft one's default: nobody is slowed down then.
+        if soft > hard and "spool_soft_limit_bytes" in self.model_fields_set:
+            raise ValueError(
+                f"APEX_SPOOL_SOFT_LIMIT_BYTES={soft} is above APEX_SPOOL_HARD_LIMIT_BYTES={hard}, so clients "
+                "would be refused before they are asked to slow down; lower the one or raise the other"
+            )
+        if self.api_max_uploading_bytes < self.api_max_body_bytes:
+            raise ValueError(
+                f"APEX_API_MAX_UPLOADING_BYTES={self.api_max_uploading_bytes} has no room for one body of "
+                f"APEX_API_MAX_BODY_BYTES={self.api_max_body_bytes}; raise the one or lower the other"
+            )
+        return self
 
     @cached_property
     def home_path(self) -> Path:
@@ -235,6 +266,16 @@ class Settings(BaseSettings):
     @property
     def dagster_url(self) -> str:
         return f"http://{self.dagster_host}:{self.dagster_port}"
+
+
+def settings_problems(error: ValidationError) -> str:
+    """What is wrong with which setting, in one line."""
+    return "; ".join(
+        f"APEX_{str(problem['loc'][0]).upper().removeprefix('APEX_')}={problem['input']}: {problem['msg']}"
+        if problem["loc"]
+        else problem["msg"].removeprefix("Value error, ")
+        for problem in error.errors()
+    )
 
 
 def _listed(value: str) -> list[str]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pydantic import ValidationError
+
 from apex_pipelines.platform.logging import capture_library_logs, configure_logging
-from apex_pipelines.settings import Settings
+from apex_pipelines.settings import Settings, settings_problems
 from ingest_api.server import CannotStart, serve
 
 
 def main() -> int:
     """Serve until stopped; returns the exit code."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(f"error: settings are wrong: {settings_problems(error)}", file=sys.stderr)
+        return 1
     parser = argparse.ArgumentParser(prog="python -m ingest_api", description="Serve the ingest API.")
     parser.add_argument("--host", default=settings.api_host)
     parser.add_argument("--port", type=int, default=settings.api_port)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from apex_pipelines.customers.keys import KEY_PREFIX
 from apex_pipelines.platform.clock import BadClock, ManualClock, SystemClock, clock_from_setting
 from apex_pipelines.platform.logging import mask_secrets
 from apex_pipelines.platform.supervisor import StackError
-from apex_pipelines.settings import Settings, child_environment
+from apex_pipelines.settings import Settings, child_environment, settings_problems
 from apex_pipelines.stack import Part, components
 
 
@@ -82,3 +85,57 @@ def test_a_wrong_clock_is_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(BadClock, match="APEX_CLOCK='yesterday'"):
         components(Settings(home=tmp_path / "apex", clock="yesterday"), {Part.STORES})
     assert not (tmp_path / "apex").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("api_port", "70000"),
+        ("api_workers", "0"),
+        ("api_max_body_bytes", "0"),
+        ("api_max_batch_events", "0"),
+        ("api_idle_seconds", "inf"),
+        ("api_key_cache_seconds", "-1"),
+        ("api_key_outage_hours", "nan"),
+        ("api_key_file_seconds", "0"),
+        ("api_key_events_per_second", "inf"),
+        ("api_reads_per_window", "0"),
+        ("api_reads_window_seconds", "0"),
+        ("spool_segment_max_bytes", "0"),
+        ("spool_segment_max_age_ms", "0"),
+        ("spool_hard_limit_bytes", "-5"),
+        ("loader_max_rows_per_insert", "0"),
+        ("loader_poll_ms", "0"),
+        ("event_max_late_days", "-1"),
+    ],
+)
+def test_a_setting_that_nothing_can_work_with_is_named_with_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"APEX_{name.upper()}", value)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert settings_problems(refused.value).startswith(f"APEX_{name.upper()}={value}: ")
+
+
+def test_limits_that_contradict_each_other_are_told_with_the_way_out() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(spool_soft_limit_bytes=2_000, spool_hard_limit_bytes=1_000)
+    assert settings_problems(refused.value) == (
+        "APEX_SPOOL_SOFT_LIMIT_BYTES=2000 is above APEX_SPOOL_HARD_LIMIT_BYTES=1000, so clients would be "
+        "refused before they are asked to slow down; lower the one or raise the other"
+    )
+    assert Settings(spool_hard_limit_bytes=1_000).spool_hard_limit_bytes == 1_000
+    with pytest.raises(ValidationError, match="APEX_API_MAX_UPLOADING_BYTES=10 has no room for one body"):
+        Settings(api_max_uploading_bytes=10)
+
+
+def test_the_api_tells_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest_api"], env=child_environment(settings, APEX_API_READS_PER_WINDOW="0"),
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: settings are wrong: APEX_API_READS_PER_WINDOW=0: ")
