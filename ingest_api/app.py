@@ -182,8 +182,9 @@ class IngestApp:
             limit=RequestLimit(settings.api_reads_per_window, settings.api_reads_window_seconds),
             subscriptions=SubscriptionLookup(self._subscriptions),
             usage=CountedUsage(self._warehouse, list(seen)),
-            metrics=seen,
+            seen=seen,
             plans=catalogue.plans(),
+            counters=self._counters,
             clock=clock,
         )
         webhooks = WebhookRoutes(

@@ -55,7 +55,8 @@ REJECTED = {
     reason: series("apex_ingest_events_rejected_total", f'reason="{reason}"') for reason in RejectionReason
 }
 THROTTLED = {
-    cause: series("apex_ingest_throttled_total", f'cause="{cause}"') for cause in ("key_rate", "spool")
+    cause: series("apex_ingest_throttled_total", f'cause="{cause}"')
+    for cause in ("key_rate", "read_rate", "spool")
 }
 # By the codes that the API answers with: 401, 403, and 400 for a webhook's signature.
 AUTH_FAILURES = {

@@ -39,7 +39,7 @@ class RequestLimit:
         self, limit: int, window_seconds: float, seconds: Callable[[], float] = time.monotonic
     ) -> None:
         self._limit = limit
-        self._window = window_seconds
+        self.window_seconds = window_seconds
         self._seconds = seconds
         self._requests: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -50,10 +50,10 @@ class RequestLimit:
         self._requests.move_to_end(customer_id)
         if len(self._requests) > _MAX_CUSTOMERS:
             self._requests.popitem(last=False)
-        while requests and requests[0] <= now - self._window:
+        while requests and requests[0] <= now - self.window_seconds:
             requests.popleft()
         allowed = len(requests) < self._limit
         if allowed:
             requests.append(now)
-        reset = max(math.ceil(requests[0] + self._window - now), 1)
+        reset = max(math.ceil(requests[0] + self.window_seconds - now), 1)
         return Standing(allowed, self._limit, self._limit - len(requests), reset)

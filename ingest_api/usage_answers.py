@@ -24,9 +24,11 @@ from apex_pipelines.metering.quantity import from_storage
 from apex_pipelines.platform.catalogue import Metric, Plan
 from apex_pipelines.platform.clock import Clock
 from apex_pipelines.platform.logging import get_logger
+from ingest_api import metrics
 from ingest_api.authorization import bearer
 from ingest_api.counted_usage import CountedUsage
 from ingest_api.database import DatabaseAway
+from ingest_api.metrics import Counters
 from ingest_api.request_limit import RequestLimit, Standing
 from ingest_api.requests import Request
 from ingest_api.responses import Headers, HttpError, Response, json_response
@@ -114,7 +116,7 @@ class UsageAnswers:
 
     Attributes
     ----------
-    metrics : mapping
+    seen : mapping
         Metrics that customers see, by `metric_type`, in the order of the answers.
     """
 
@@ -122,8 +124,9 @@ class UsageAnswers:
     limit: RequestLimit
     subscriptions: SubscriptionLookup
     usage: CountedUsage
-    metrics: Mapping[str, Metric]
+    seen: Mapping[str, Metric]
     plans: Mapping[str, Plan]
+    counters: Counters
     clock: Clock
 
     async def current(self, request: Request) -> Response:
@@ -144,7 +147,11 @@ class UsageAnswers:
         standing = self.limit.take(customer_id)
         told = _rate_headers(standing)
         if not standing.allowed:
-            message = f"at most {standing.limit} requests in 15 minutes; wait {standing.reset_seconds} s"
+            self.counters.add(metrics.THROTTLED["read_rate"])
+            message = (
+                f"at most {standing.limit} requests in {self.limit.window_seconds:g} s; "
+                f"wait {standing.reset_seconds} s"
+            )
             raise HttpError(
                 429, "rate_limited", message, [("retry-after", str(standing.reset_seconds)), *told]
             )
@@ -185,7 +192,7 @@ class UsageAnswers:
         overages: dict[str, Any] = {}
         total_cents = 0
         for name, allowance in self._allowances(held).items():
-            metric = self.metrics[name]
+            metric = self.seen[name]
             cents = allowance.overage_cost_cents(totals[name])
             total_cents += cents
             overages[f"{name}_overage{_unit_suffix(metric)}"] = _quantity(
@@ -220,7 +227,7 @@ class UsageAnswers:
             **{f"total_{name}": value for name, value in self._named(totals).items()},
             **{
                 f"avg_daily_{_field(metric)}": _average(totals[name], count, metric)
-                for name, metric in self.metrics.items()
+                for name, metric in self.seen.items()
             },
         }
 
@@ -247,7 +254,7 @@ class UsageAnswers:
             will_exceed=any(projection.will_exceed for projection in projections.values()),
             projected_limit_date=min(dates, default=None),
             by_metric={
-                _field(self.metrics[name]): MetricLimit(
+                _field(self.seen[name]): MetricLimit(
                     percents[name], projection.will_exceed, projection.reached_on
                 )
                 for name, projection in projections.items()
@@ -257,7 +264,7 @@ class UsageAnswers:
     def _allowances(self, held: OpenSubscription) -> dict[str, Allowance]:
         return allowances(
             self.plans[held.plan_type],
-            self.metrics,
+            self.seen,
             base_price_cents=held.base_price_cents,
             included_impressions=held.included_impressions,
         )
@@ -265,8 +272,7 @@ class UsageAnswers:
     def _named(self, quantities: Mapping[str, int]) -> dict[str, int | Decimal]:
         """Quantities in their units under the names that clients see."""
         return {
-            _field(self.metrics[name]): _quantity(stored, self.metrics[name])
-            for name, stored in quantities.items()
+            _field(self.seen[name]): _quantity(stored, self.seen[name]) for name, stored in quantities.items()
         }
 
 

@@ -424,6 +424,9 @@ def test_a_customer_may_ask_100_times_in_15_minutes(
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
     assert 800 < int(refused.headers["retry-after"]) <= 900
     assert refused.headers["ratelimit-remaining"] == "0"
+    assert "at most 100 requests in 900 s" in refused.json()["error"]["message"]
+    counted = httpx.get(f"{ada.url}/metrics").text
+    assert 'apex_ingest_throttled_total{cause="read_rate"} 1\n' in counted
     assert bob.get("current").status_code == 200
 
 
