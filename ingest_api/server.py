@@ -126,6 +126,12 @@ def _check_secrets(settings: Settings) -> None:
         token_secret(settings)
     except (BadTokenSecret, OSError) as error:
         raise CannotStart(str(error)) from error
+    if settings.jwt_secret is None and settings.database_url is not None:
+        log.warning(
+            "APEX_JWT_SECRET is not set, so this host signs tokens with a secret of its own; where several "
+            "hosts share this PostgreSQL, set it to the same on each, or they refuse each other's tokens",
+            kept_in=str(settings.home_path),
+        )
 
 
 def _check_spool(folder: Path) -> None:

@@ -147,6 +147,15 @@ def test_the_api_does_not_start_with_a_short_secret(settings: Settings) -> None:
     assert "APEX_JWT_SECRET has 5 bytes" in done.stderr
 
 
+def test_a_host_beside_others_is_warned_of_a_secret_of_its_own(
+    new_api: Callable[..., Api], tmp_path: Path
+) -> None:
+    for environment, warned in (({}, True), ({"APEX_JWT_SECRET": SECRET}, False)):
+        api = new_api(**environment, log=tmp_path / f"{warned}.log")
+        assert ("APEX_JWT_SECRET is not set" in api.log.read_text()) == warned
+        api.stop()
+
+
 def test_the_api_says_why_a_token_is_refused_and_counts_nothing_for_it(
     new_api: Callable[..., Api], account: Account
 ) -> None:
