@@ -194,7 +194,7 @@ class IngestApp:
             self._keys, self._spool, self._shared_counters, settings.spool_dir,
             settings.spool_hard_limit_bytes, clock, SystemClock(),
         )  # fmt: skip
-        docs = DocsRoutes(settings.api_public_url or settings.api_url)
+        docs = DocsRoutes(settings)
         return {
             endpoints.TRACK: usage.track,
             endpoints.BATCH: usage.batch,

@@ -3,6 +3,9 @@
 Belongs here: what an endpoint takes and what it can answer. Does not belong here: doing it (the `*_routes`
 modules), the form of the document (`openapi`).
 
+In summaries, descriptions and meanings ``$name`` stands for a limit that settings can change
+(`docs_routes.limits`).
+
 To add an endpoint: describe it here, add it to `ENDPOINTS`, and give its handler in `app.IngestApp`; a worker
 does not start when one of the two is missing, and tests compare the rest.
 """
@@ -134,8 +137,8 @@ _BODY_PROBLEMS = (
         ("invalid_json", "invalid_encoding", "broken_gzip", "body_cut_off"),
         "The body is not what it says it is.",
     ),
-    Problems(408, ("body_too_slow",), "The body did not arrive within 30 s."),
-    Problems(413, ("body_too_large",), "The body is larger than 1 MiB, compressed or not."),
+    Problems(408, ("body_too_slow",), "The body did not arrive within $body_seconds s."),
+    Problems(413, ("body_too_large",), "The body is larger than $body_bytes bytes, compressed or not."),
     Problems(503, ("too_many_uploads",), "Too many large bodies are under way; send it again."),
     Problems(
         415,
@@ -216,10 +219,11 @@ BATCH = Endpoint(
     aliases=_versioned("/api/usage/batch"),
     name="batch",
     group="Usage",
-    summary="Record up to 1,000 events",
+    summary="Record up to $batch_events events",
     description=(
-        "An object with `events`, an array, or one event a line (NDJSON); 1 MiB at most, also as gzip "
-        "(`Content-Encoding: gzip`). Each event gets its own result; one bad event never sinks the others."
+        "An object with `events`, an array, or one event a line (NDJSON); $body_bytes bytes at most, also as "
+        "gzip (`Content-Encoding: gzip`). Each event gets its own result; one bad event never sinks the "
+        "others."
     ),
     security=Security.CUSTOMER_KEY,
     bodies=(
@@ -258,7 +262,7 @@ BATCH = Endpoint(
     problems=(
         *_BODY_PROBLEMS,
         Problems(400, ("invalid_batch",), "The body is no array and no object with the array `events`."),
-        Problems(413, ("too_many_events",), "More than 1,000 events."),
+        Problems(413, ("too_many_events",), "More than $batch_events events."),
         *_KEY_PROBLEMS,
         *_RATE_PROBLEMS,
         *_SPOOL_PROBLEMS,
@@ -267,7 +271,7 @@ BATCH = Endpoint(
 
 _READ_PROBLEMS = (
     Problems(401, (*TokenProblem, "unknown_customer"), "The token is missing or no good."),
-    Problems(429, ("rate_limited",), "More requests than a customer may make in 15 minutes."),
+    Problems(429, ("rate_limited",), "More requests than a customer may make: $reads in $reads_seconds s."),
     Problems(
         503, ("subscriptions_unavailable", "usage_unavailable"), "Can't be told at the moment; ask again."
     ),
@@ -381,7 +385,7 @@ LIFE_EVENT = Endpoint(
     description=(
         "For the site and the console, with the operator's key; the customer is named in the body. As "
         "durable as telemetry, and an event_id counts once per customer here too. Event ids of a customer "
-        "are one space: use UUIDs. At most 35 days late, 5 minutes early."
+        "are one space: use UUIDs. At most $late_days days late, $early_seconds s early."
     ),
     security=Security.OPERATOR_KEY,
     bodies=(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import cleandoc
+from string import Template
 from typing import Any
 
 import msgspec
@@ -51,14 +52,16 @@ _INTERNAL = Problems(500, ("internal_error",), "The request failed on our side; 
 _ATTRIBUTES = re.compile(r"\n+Attributes\n-+\n")
 
 
-def document(endpoints: Sequence[Endpoint], version: str, server_url: str) -> dict[str, Any]:
-    """The document as plain data."""
+def document(
+    endpoints: Sequence[Endpoint], version: str, server_url: str, limits: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The document as plain data; `limits` says what each ``$name`` in its texts stands for."""
     schemas = _Schemas(endpoints)
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
         for path in endpoint.paths:
             operation = _operation(endpoint, path, schemas, server_url)
-            paths.setdefault(path, {})[endpoint.method.lower()] = operation
+            paths.setdefault(path, {})[endpoint.method.lower()] = _with_limits(operation, limits or {})
     return {
         "openapi": "3.1.0",
         "info": {"title": "ApexMediation API", "version": version, "description": _INTRODUCTION},
@@ -176,6 +179,19 @@ def _documented(schema: dict[str, Any]) -> dict[str, Any]:
             if name in properties:
                 properties[name].setdefault("description", _one_line(text))
     return {**schema, "properties": properties} if properties else schema
+
+
+def _with_limits(described: Any, limits: Mapping[str, str]) -> Any:
+    if isinstance(described, list):
+        return [_with_limits(item, limits) for item in described]
+    if not isinstance(described, dict):
+        return described
+    return {
+        name: Template(item).substitute(limits)
+        if name in ("summary", "description") and isinstance(item, str)
+        else _with_limits(item, limits)
+        for name, item in described.items()
+    }
 
 
 def _one_line(text: str) -> str:

@@ -62,6 +62,8 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     _check_spool(settings.spool_dir)
     _check_port(host, port)
     worker_locks = settings.spool_dir / f"workers-{port}.lock"
+    # The documentation tells the address that is served, which may be another than the settings say.
+    settings = settings.model_copy(update={"api_host": host, "api_port": port})
     app = IngestApp(settings, SharedCounters(workers, ROUTES), worker_locks, port, os.getpid())
     server = Server(
         target="ingest_api.app",

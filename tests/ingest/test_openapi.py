@@ -87,6 +87,26 @@ def test_the_document_is_whole(document: dict[str, Any]) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_address_and_limits_are_documented_as_they_are_served(
+    new_api: Callable[..., Api], settings: Settings
+) -> None:
+    api = new_api(
+        APEX_API_PORT="1", APEX_API_MAX_BATCH_EVENTS="250", APEX_API_MAX_BODY_BYTES="70000",
+        APEX_API_BODY_SECONDS="7.5", APEX_API_READS_PER_WINDOW="3", APEX_API_READS_WINDOW_SECONDS="60",
+    )  # fmt: skip
+    document = httpx.get(f"{api.url}/openapi.json").json()
+    assert document["servers"] == [{"url": f"http://127.0.0.1:{settings.api_port}"}]
+    batch = document["paths"]["/api/usage/batch"]["post"]
+    assert batch["summary"] == "Record up to 250 events"
+    assert "70,000 bytes" in batch["responses"]["413"]["description"]
+    assert "7.5 s" in batch["responses"]["408"]["description"]
+    limits = document["paths"]["/api/usage/limits"]["get"]
+    assert "3 in 60 s" in limits["responses"]["429"]["description"]
+    page = httpx.get(f"{api.url}/docs").text
+    assert f"http://127.0.0.1:{settings.api_port}/api/usage/track" in page
+    assert "127.0.0.1:1/" not in page
+
+
 def test_quantities_are_documented_as_they_travel(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     taken = json.dumps(schemas["UsageEvent"]["properties"]["quantity"])
