@@ -9,7 +9,7 @@ metric, and its unit unless that is a plain count (`impressions`, `data_transfer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -111,6 +111,23 @@ class LimitsAnswer(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
+class _Question:
+    """What an admitted customer asks, and when."""
+
+    customer_id: str
+    subscription: OpenSubscription | None
+    now: datetime
+    query: str
+
+    @property
+    def subscribed(self) -> OpenSubscription:
+        """The subscription, where an answer needs one; without it that is a 404."""
+        if self.subscription is None:
+            raise HttpError(404, "no_subscription", "there is no open subscription, so no billing period")
+        return self.subscription
+
+
+@dataclass(frozen=True, slots=True)
 class UsageAnswers:
     """Handlers of the read endpoints, with what they need.
 
@@ -141,7 +158,7 @@ class UsageAnswers:
         """What the plan includes, how much of it is used, and when it will be used up."""
         return await self._answered(request, self._limits)
 
-    async def _answered(self, request: Request, answer: Any) -> Response:
+    async def _answered(self, request: Request, answer: Callable[[_Question], Awaitable[object]]) -> Response:
         now = self.clock.now()
         customer_id = self._customer(request, now)
         standing = self.limit.take(customer_id)
@@ -157,7 +174,7 @@ class UsageAnswers:
             )
         try:
             subscription = await self._subscription(customer_id, now)
-            body = await answer(customer_id, subscription, now, request.query)
+            body = await answer(_Question(customer_id, subscription, now, request.query))
         except HttpError as error:
             error.headers = [*error.headers, *told]
             raise
@@ -183,11 +200,9 @@ class UsageAnswers:
             message = "subscriptions can't be looked up at the moment; ask again"
             raise HttpError(503, "subscriptions_unavailable", message, [("retry-after", "2")]) from error
 
-    async def _current(
-        self, customer_id: str, subscription: OpenSubscription | None, now: datetime, query: str
-    ) -> CurrentAnswer:
-        held = _required(subscription)
-        use = await self.usage.by_day(customer_id, held.period_start, held.period_end)
+    async def _current(self, question: _Question) -> CurrentAnswer:
+        held = question.subscribed
+        use = await self.usage.by_day(question.customer_id, held.period_start, held.period_end)
         totals = {name: sum(days.values()) for name, days in use.items()}
         overages: dict[str, Any] = {}
         total_cents = 0
@@ -201,7 +216,7 @@ class UsageAnswers:
             overages[f"{name}_overage_cost_cents"] = cents
         return CurrentAnswer(
             usage={
-                "customer_id": customer_id,
+                "customer_id": question.customer_id,
                 **self._named(totals),
                 "period_start": _instant(held.period_start),
                 "period_end": _instant(held.period_end),
@@ -211,13 +226,12 @@ class UsageAnswers:
             },
         )  # fmt: skip
 
-    async def _analytics(
-        self, customer_id: str, subscription: OpenSubscription | None, now: datetime, query: str
-    ) -> dict[str, Any]:
-        count = _days(query)
-        today = now.astimezone(UTC).date()
+    async def _analytics(self, question: _Question) -> dict[str, Any]:
+        count = _days(question.query)
+        today = question.now.astimezone(UTC).date()
         days = [today - timedelta(days=count - 1 - index) for index in range(count)]
-        use = await self.usage.by_day(customer_id, _midnight(days[0]), _midnight(today + timedelta(days=1)))
+        end = _midnight(today + timedelta(days=1))
+        use = await self.usage.by_day(question.customer_id, _midnight(days[0]), end)
         totals = {name: sum(by_day.values()) for name, by_day in use.items()}
         return {
             "daily_usage": [
@@ -231,16 +245,14 @@ class UsageAnswers:
             },
         }
 
-    async def _limits(
-        self, customer_id: str, subscription: OpenSubscription | None, now: datetime, query: str
-    ) -> LimitsAnswer:
-        held = _required(subscription)
-        use = await self.usage.by_day(customer_id, held.period_start, held.period_end)
+    async def _limits(self, question: _Question) -> LimitsAnswer:
+        held = question.subscribed
+        use = await self.usage.by_day(question.customer_id, held.period_start, held.period_end)
         limited = self._allowances(held)
         totals = {name: sum(use[name].values()) for name in limited}
         percents = {name: limit.percent_used(totals[name]) for name, limit in limited.items()}
         projections = {
-            name: project(limit, use[name], held.period_start, held.period_end, now)
+            name: project(limit, use[name], held.period_start, held.period_end, question.now)
             for name, limit in limited.items()
         }
         dates = [projection.reached_on for projection in projections.values() if projection.reached_on]
@@ -287,12 +299,6 @@ def _rate_headers(standing: Standing) -> Headers:
 def _unauthorized(code: str, message: str) -> HttpError:
     challenge = "Bearer" if code == TokenProblem.MISSING else 'Bearer error="invalid_token"'
     return HttpError(401, code, message, [("www-authenticate", challenge)])
-
-
-def _required(subscription: OpenSubscription | None) -> OpenSubscription:
-    if subscription is None:
-        raise HttpError(404, "no_subscription", "there is no open subscription, so no billing period")
-    return subscription
 
 
 def _days(query: str) -> int:
