@@ -88,6 +88,7 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
         log_dictconfig=_SERVER_LOGGING,
         process_name=None,
     )
+    _warn_of_own_secret(settings)
     log.info("ingest API listening", url=f"http://{host}:{port}", workers=workers)
     server.serve(target_loader=partial(_loaded, app), wrap_loader=False)
 
@@ -128,6 +129,9 @@ def _check_secrets(settings: Settings) -> None:
         token_secret(settings)
     except (BadTokenSecret, OSError) as error:
         raise CannotStart(str(error)) from error
+
+
+def _warn_of_own_secret(settings: Settings) -> None:
     if settings.jwt_secret is None and settings.database_url is not None:
         log.warning(
             "APEX_JWT_SECRET is not set, so this host signs tokens with a secret of its own; where several "
