@@ -100,6 +100,5 @@ def test_the_operators_key_belongs_to_no_customer(settings: Settings, engine: sa
 
 
 def test_tables_keep_customers_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    console.out.file = sys.stdout
     console.show([{"name": "a [/b] [red]c"}], ["name"], as_json=False)
     assert "a [/b] [red]c" in capsys.readouterr().out

@@ -171,14 +171,21 @@ class Trap:
 
 
 def lay(trap: Trap, point: Point) -> None:
-    """Wrap the point's function in this process, so that the trap springs there."""
+    """Wrap the point's function in this process, so that the trap springs there.
+
+    Those of workers spring in its forks alone: the server writes to the spool as well, to see whether it can.
+    """
+    server = os.getpid() if point.role is Role.WORKER else None
     module, _, path = point.function.partition(":")
     *outer, name = path.split(".")
     owner: Any = functools.reduce(getattr, outer, import_module(module))
     whole = getattr(owner, name)
 
+    def is_reached(*arguments: Any, **named: Any) -> bool:
+        return os.getpid() != server and point.when(*arguments, **named) and trap.springs(point)
+
     def come(*arguments: Any, **named: Any) -> None:
-        if point.moment is Moment.AFTER or not point.when(*arguments, **named) or not trap.springs(point):
+        if point.moment is Moment.AFTER or not is_reached(*arguments, **named):
             return
         if point.moment is Moment.HALF:
             *first, data = arguments
@@ -186,7 +193,7 @@ def lay(trap: Trap, point: Point) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def leave(*arguments: Any, **named: Any) -> None:
-        if point.moment is Moment.AFTER and point.when(*arguments, **named) and trap.springs(point):
+        if point.moment is Moment.AFTER and is_reached(*arguments, **named):
             os.kill(os.getpid(), signal.SIGKILL)
 
     @functools.wraps(whole)
