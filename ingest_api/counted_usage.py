@@ -270,10 +270,13 @@ class CountedUsage:
             self._frontier = replace(kept, read_at=now, read_from=read_from)
             return self._frontier
         tables = {row.name for row in await self._warehouse.rows(_TABLES, {}, _Name)}
-        marks = await self._marks() if "intermediate.model_watermarks" in tables else None
+        has_events = "intermediate.int_usage_events" in tables
+        # A mark without the rows that it vouches for would hide all that came before it.
+        has_marks = has_events and "intermediate.model_watermarks" in tables
+        marks = await self._marks() if has_marks else None
         self._frontier = _Frontier(
             read_at=now,
-            has_events="intermediate.int_usage_events" in tables,
+            has_events=has_events,
             has_daily="marts.usage_daily" in tables,
             marks=marks,
             read_from=await self._read_from(marks),

@@ -240,6 +240,21 @@ def test_whole_days_are_read_from_the_daily_figures_and_reopened_days_from_the_e
     assert [day["impressions"] for day in read] == [10, 15, 10, 10, 0]
 
 
+def test_marks_whose_events_are_gone_hide_nothing(
+    reading_api: Api, models: Models, new_reader: Callable[..., Reader]
+) -> None:
+    """As while the model is dropped to be built anew: what it had counted is counted from the landing log."""
+    reader = new_reader("ada")
+    landing = Landing(models)
+    base = datetime(2026, 6, 1, tzinfo=UTC)
+    landing.land(base, [row(reader.customer_id, "counted")])
+    models.build("usage_daily")
+    landing.land(base + timedelta(hours=2), [row(reader.customer_id, "new")])
+    assert_answers(reader, landing, 5)
+    models.client.command("drop table intermediate.int_usage_events sync")
+    assert_answers(reader, landing, 5)
+
+
 def test_the_engine_reads_the_marks_after_it_has_chosen_the_rows_that_they_vouch_for(
     warehouse: Client, settings: Settings
 ) -> None:
