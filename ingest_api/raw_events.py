@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clickhouse_connect.driver.client import Client
@@ -17,6 +17,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError, DataError
 
 from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform import clickhouse
+from apex_pipelines.platform.clock import SystemClock
 from apex_pipelines.settings import Settings
 from ingest_api.spool.segments import begun_at_ms
 
@@ -63,10 +64,12 @@ group by batch_id
 # Models read what was loaded after what they have read, so this time must not go back when the server's
 # clock does: rows would stay behind their mark for ever.
 _LOADING_TIME = """
-select toUnixTimestamp64Micro(greatest(now64(6, 'UTC'), max(loaded_at) + toIntervalMicrosecond(1)))
+select toUnixTimestamp64Micro(now64(6, 'UTC')), toUnixTimestamp64Micro(max(loaded_at))
 from raw.usage_events
 """
 _ASK_TIME_SECONDS = 1.0
+# Two clocks that differ by more since they were read: the machine slept, or one of them was set.
+_CLOCKS_DIFFER_SECONDS = 0.1
 _RUNNING_INSERTS = """
 select count()
 from system.processes
@@ -109,15 +112,24 @@ class RawEvents:
     ----------
     origin : str
         Names this loader in the server's list of running queries.
+    monotonic : callable
+        Seconds that no one can set; they may stand while the machine sleeps.
     """
 
-    def __init__(self, settings: Settings, origin: str) -> None:
+    def __init__(
+        self, settings: Settings, origin: str, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
         self._origin = origin
+        self._monotonic = monotonic
+        self._clock = SystemClock()
         self._connected: Client | None = None
+        # Microseconds since 1970, both by the server's clock: the newest row, and when it was asked.
         self._loaded_at = 0
         self._server_time = 0
+        # Seconds of both clocks here at that moment.
         self._asked_at = -math.inf
+        self._asked_at_wall = 0.0
 
     @property
     def client(self) -> Client:
@@ -138,14 +150,17 @@ class RawEvents:
     def _loading_time(self) -> int:
         """Microseconds since 1970 by the server's clock, later than all that is loaded.
 
-        Asked at most once a second; in between it is counted on, which many small inserts are glad of.
+        Asked about once a second; in between it is counted on, which many small inserts are glad of. Where
+        rows are ahead of the server's clock it goes on by single microseconds, so that the clock catches up.
         """
-        now = time.monotonic()
-        if now - self._asked_at > _ASK_TIME_SECONDS:
-            self._server_time = self.client.query(_LOADING_TIME).result_rows[0][0]
-            self._asked_at = now
-        passed = int((now - self._asked_at) * 1_000_000)
-        self._loaded_at = max(self._server_time + passed, self._loaded_at + 1)
+        now, wall = self._monotonic(), self._clock.now().timestamp()
+        passed = now - self._asked_at
+        clocks_differ = abs(wall - self._asked_at_wall - passed) > _CLOCKS_DIFFER_SECONDS
+        if passed > _ASK_TIME_SECONDS or clocks_differ:
+            ((self._server_time, newest),) = self.client.query(_LOADING_TIME).result_rows
+            self._loaded_at = max(self._loaded_at, newest)
+            self._asked_at, self._asked_at_wall, passed = now, wall, 0.0
+        self._loaded_at = max(self._server_time + int(passed * 1_000_000), self._loaded_at + 1)
         return self._loaded_at
 
     def running_inserts(self) -> int:

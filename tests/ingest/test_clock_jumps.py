@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.customers.keys import revoke_key
+from apex_pipelines.metering.events import microseconds
 from apex_pipelines.settings import Settings
+from ingest_api.raw_events import _LOADING_TIME, Batch, RawEvents
 from ingest_api.spool.segments import SEALED, begun_at_ms, list_segments
 from tests.ingest.books import stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, Neighbour, event
@@ -157,3 +159,50 @@ def test_the_time_of_loading_never_goes_back(warehouse: Client, settings: Settin
     ).result_rows
     assert times[0] == 3
     assert times[1].replace(tzinfo=UTC) - ahead < timedelta(seconds=1)
+
+
+def loading_times(warehouse: Client) -> list[int]:
+    """Microseconds since 1970, in the order of the rows' batches."""
+    query = "select toUnixTimestamp64Micro(loaded_at) from raw.usage_events order by batch_id"
+    return [row[0] for row in warehouse.query(query).result_rows]
+
+
+def test_rows_ahead_of_the_servers_clock_wait_for_it(warehouse: Client, settings: Settings) -> None:
+    """Otherwise a loader that is never idle would stay ahead of it for ever."""
+    ahead = int((time.time() + 5 * HOURS) * 1_000_000)
+    warehouse.command(
+        "insert into raw.usage_events (customer_id, event_id, batch_id, loaded_at) "
+        f"select 'cus_1', 'ahead', '0', fromUnixTimestamp64Micro({ahead}, 'UTC')"
+    )
+    table = RawEvents(settings, "tests")
+    for number in range(1, 4):
+        table.insert([Batch(str(number), [0], [accepted(f"evt-{number}")])])
+        time.sleep(0.1)
+    table.disconnect()
+    assert loading_times(warehouse) == [ahead + number for number in range(4)]
+
+
+def test_a_machine_that_slept_asks_for_the_time_again(warehouse: Client, settings: Settings) -> None:
+    """Its monotonic clock stands meanwhile."""
+    table = RawEvents(settings, "tests", monotonic=lambda: 1_000.0)
+    table.insert([Batch("0", [0], [accepted("before")])])
+    time.sleep(0.5)
+    awake = int(time.time() * 1_000_000)
+    table.insert([Batch("1", [0], [accepted("after")])])
+    table.disconnect()
+    assert loading_times(warehouse)[1] >= awake
+
+
+def test_the_newest_time_of_loading_is_told_by_the_parts(warehouse: Client) -> None:
+    """It is asked each second, of a table that only grows."""
+    warehouse.command(
+        "insert into raw.usage_events (customer_id, event_id, batch_id, batch_row, loaded_at) "
+        "select 'cus_1', toString(number), 'b', number, "
+        "toDateTime64('2026-05-01', 6, 'UTC') + toIntervalMillisecond(number) "
+        "from numbers(50_000)"
+    )
+    parts = "select count() from system.parts where database = 'raw' and table = 'usage_events' and active"
+    asked = warehouse.query(_LOADING_TIME)
+    newest = datetime(2026, 5, 1, tzinfo=UTC) + timedelta(milliseconds=49_999)
+    assert asked.result_rows[0][1] == microseconds(newest)
+    assert int(asked.summary["read_rows"]) <= warehouse.query(parts).result_rows[0][0]
