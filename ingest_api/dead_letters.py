@@ -21,12 +21,14 @@ from apex_pipelines.platform.logging import get_logger
 log = get_logger(__name__)
 
 _BASE64 = "base64:"
-_NAMES_PER_QUERY = 1_000
+_NAMES_PER_QUERY = 1_000  # a server takes 128 KiB in one parameter
 _decode_rows = msgspec.msgpack.Decoder(list[AcceptedEvent]).decode
 _decode_row = msgspec.json.Decoder(AcceptedEvent).decode
 
 _BURIED = """
-select batch_id, batch_row from raw.usage_dead_letters where batch_id in {batch_ids:Array(String)}
+select batch_id, batch_row
+from raw.usage_dead_letters
+where (batch_id, batch_row) in {names:Array(Tuple(String, UInt32))}
 """
 _OPEN = """
 select batch_id, batch_row, row_count, reason, seen_at, tries, length(raw) + length(payload) as size
@@ -186,9 +188,9 @@ class DeadLetters:
     def bury(self, letters: Iterable[DeadLetter]) -> int:
         """Keep rows that can't be loaded, each once, with the reason; returns how many were new."""
         letters = list(letters)
-        parameters = {"batch_ids": sorted({letter.batch_id for letter in letters})}
-        there = {tuple(row) for row in self._client().query(_BURIED, parameters=parameters).result_rows}
-        fresh = [letter for letter in letters if (letter.batch_id, letter.batch_row) not in there]
+        names = [LetterName(letter.batch_id, letter.batch_row) for letter in letters]
+        there = {name for part in _in_parts(names) for name in self._buried(part)}
+        fresh = [letter for letter, name in zip(letters, names, strict=True) if name not in there]
         for letter in fresh:
             log.error(
                 "event can't be loaded; kept in raw.usage_dead_letters",
@@ -230,11 +232,14 @@ class DeadLetters:
         if rows:
             self._insert("usage_dead_letter_replays", ["batch_id", "batch_row", "landed", "reason"], rows)
 
+    def _buried(self, names: Sequence[LetterName]) -> list[LetterName]:
+        rows = self._client().query(_BURIED, parameters=_named(names)).result_rows
+        return [LetterName(*row) for row in rows]
+
     def _whole(self, names: Sequence[LetterName]) -> list[WholeLetter]:
-        parameters = {"names": [(name.batch_id, name.batch_row) for name in names]}
         # As bytes: what can't be decoded is no text either.
         result = self._client().query(
-            _WHOLE, parameters=parameters, column_formats={"raw": "bytes", "payload": "bytes"}
+            _WHOLE, parameters=_named(names), column_formats={"raw": "bytes", "payload": "bytes"}
         )
         found = []
         for batch_id, batch_row, row_count, raw, payload, reason, seen_at, tries in result.result_rows:
@@ -258,6 +263,10 @@ def _raw_of_payload(payload: bytes) -> bytes:
         return msgspec.msgpack.encode([_decode_row(payload)])
     except ValueError:
         return payload
+
+
+def _named(names: Sequence[LetterName]) -> dict[str, list[tuple[str, int]]]:
+    return {"names": [(name.batch_id, name.batch_row) for name in names]}
 
 
 def _in_parts(names: Sequence[LetterName]) -> Iterator[Sequence[LetterName]]:

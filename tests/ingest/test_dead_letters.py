@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DataError
+from clickhouse_connect.driver.query import QueryResult
 
 from apex_pipelines.commands.dead_letters import dead_letters
 from apex_pipelines.metering.events import AcceptedEvent
@@ -25,10 +26,11 @@ from apex_pipelines.settings import Settings
 from ingest_api import replay as replaying
 from ingest_api.dead_letters import DeadLetter, DeadLetters, LetterName, NoSuchLetter, Outcome
 from ingest_api.raw_events import Batch, RawEvents
-from ingest_api.spool.segments import SEALED
+from ingest_api.spool.segments import SEALED, new_segment_name
 from ingest_api.spool.writing import SegmentFile
 from tests.ingest.test_loader import accepted, loading, rows, spool, wait_until_empty
 
+_MAX_PARAMETER_BYTES = 131_072  # the default of http_max_field_value_size
 BINARY = b"\xc1 no msgpack \x00\xff\xfe\n'\"\\"
 
 
@@ -179,6 +181,24 @@ def test_letters_whose_segment_the_loader_still_has_are_left_alone(
     assert (report.landed, report.waiting) == ([LetterName("w0-done", 0)], [LetterName("w0-busy", 0)])
     (settings.spool_dir / f"w0-busy{SEALED}").unlink()
     assert replaying.replay(settings).landed == [LetterName("w0-busy", 0)]
+
+
+def test_letters_of_thousands_of_segments_are_buried_once(
+    warehouse: Client, letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a version that writes what this one can't decode: more names than one parameter may hold."""
+    ask = Client.query
+
+    def like_a_server(client: Client, query: str, parameters: dict[str, Any], **options: Any) -> QueryResult:
+        assert len(str(parameters)) < _MAX_PARAMETER_BYTES  # the embedded engine would take it
+        return ask(client, query, parameters=parameters, **options)
+
+    dead = [_letter(new_segment_name("w0"), 0) for _ in range(5_000)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "query", like_a_server)
+        assert letters.bury(dead[:2_500]) == 2_500
+        assert letters.bury(dead) == 2_500
+    assert landed(warehouse).dead_letters == 5_000
 
 
 def test_a_second_replay_at_the_same_time_is_turned_away(settings: Settings, warehouse: Client) -> None:
