@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform.logging import get_logger
 from ingest_api.raw_events import Batch, RawEvents, is_bad_value
 from ingest_api.tracing import Attributes, SpanMaker, no_span
@@ -27,6 +28,7 @@ class Refusal:
 
     batch_id: str
     batch_row: int
+    event: AcceptedEvent
     reason: str
 
 
@@ -91,7 +93,8 @@ class Landing:
                 raise
             halves = _halves(batches)
             if halves is None:
-                yield Refusal(batches[0].batch_id, batches[0].rows[0], str(error))
+                batch = batches[0]
+                yield Refusal(batch.batch_id, batch.rows[0], batch.events[0], str(error))
                 return
             for half in halves:
                 yield from self.insert(half)

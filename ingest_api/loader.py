@@ -179,13 +179,11 @@ class Loader:
         expected = {batch.batch_id: len(batch.rows) for batch in batches}
         missing = self._landing.missing(batches, self._in_doubt)
         if missing:
-            events = {batch.batch_id: batch for batch in batches}
             segments = {segment.batch_id: segment for segment in group}
             for refusal in self._landing.insert(missing):
                 batch_id, row = refusal.batch_id, refusal.batch_row
-                event = events[batch_id].events[events[batch_id].rows.index(row)]
                 raw = _raw_event(segments[batch_id], row)
-                dead.append(DeadLetter.of_event(batch_id, row, raw, event, refusal.reason))
+                dead.append(DeadLetter.of_event(batch_id, row, raw, refusal.event, refusal.reason))
                 expected[batch_id] -= 1
         if dead:
             self._status.dead_letters += self._letters.bury(dead)

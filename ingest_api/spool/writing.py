@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import tempfile
-import time
 from pathlib import Path
 
 from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
@@ -30,15 +29,12 @@ class SegmentFile:
         Bytes up to the end of what is durable.
     rows : int
         Durable rows.
-    begun : float
-        Monotonic seconds at which it was created.
     """
 
     def __init__(self, folder: Path, batch_id: str, descriptor: int) -> None:
         self.batch_id = batch_id
         self.size = len(FILE_HEADER)
         self.rows = 0
-        self.begun = time.monotonic()
         self._folder = folder
         self._descriptor = descriptor
         self._reserved = RESERVED_BYTES
