@@ -149,6 +149,11 @@ def _loader(text: _Text, loader: LoaderStatus, now: float) -> None:
         ("apex_loader_failures_total", "Loads that failed and were tried again.", loader.failures),
     ):
         text.counter(name, meaning, [(series(name), value)])
+    text.gauge(
+        "apex_loader_unreadable_segments",
+        "Segments in the spool that the loader can't read; it tries again.",
+        loader.unreadable,
+    )
     if loader.last_success_at is not None:
         text.gauge(
             "apex_loader_last_success_age_seconds",

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import signal
 import sys
@@ -47,6 +48,7 @@ _MAX_BYTES_PER_INSERT = 64 * 1024 * 1024
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _IDLE_STATUS_SECONDS = 1.0
+_UNREADABLE_PAUSE_SECONDS = 10.0  # a bad sector may take seconds to fail, and all others wait meanwhile
 _ARRAY_OF_ONE = b"\x91"  # MessagePack
 
 _decode_events = msgspec.msgpack.Decoder(list[AcceptedEvent]).decode
@@ -115,6 +117,8 @@ class Loader:
         self._status = read_status(folder) or LoaderStatus()
         self._clock = SystemClock()
         self._queue: deque[Path] = deque()
+        # Segments that could not be read, and when that was tried last, in monotonic seconds.
+        self._unreadable: dict[Path, float] = {}
         self._max_rows = max_rows
         self._poll_seconds = poll_seconds
         # Batches of which some rows may stand in the table already.
@@ -132,7 +136,7 @@ class Loader:
                 if group:
                     with self._span("land segments", {"apex.segments": len(group)}):
                         self._land(group)
-                self._succeeded(is_idle=not group)
+                self._tell(is_idle=not group)
                 if not group:
                     self._stop.wait(self._poll_seconds)
                 pause = _FIRST_PAUSE_SECONDS
@@ -140,6 +144,7 @@ class Loader:
                 self._in_doubt.update(segment.batch_id for segment in group)
                 self._queue.clear()
                 self._status.failures += 1
+                self._status.unreadable = len(self._unreadable)
                 write_status(self._folder, self._status)
                 self._table.disconnect()
                 log.error("loading failed; trying again", error=str(error)[:500], seconds=pause)
@@ -151,7 +156,7 @@ class Loader:
         if not self._queue:
             # The folder is read once for all that waits in it, not once for each insert.
             recover_abandoned(self._folder)
-            self._queue.extend(list_segments(self._folder, SEALED))
+            self._queue.extend(self._to_read(list_segments(self._folder, SEALED)))
         group: list[Segment] = []
         rows = size = 0
         while self._queue and len(group) < _MAX_SEGMENTS_PER_INSERT:
@@ -160,9 +165,10 @@ class Loader:
                 segment = read_segment(path)
             except OSError as error:
                 # One bad sector must not hold up all others; the segment stays and is tried again.
-                log.error("segment can't be read", batch_id=path.stem, error=str(error))
+                self._note_unreadable(path, error)
                 self._queue.popleft()
                 continue
+            self._unreadable.pop(path, None)
             rows += segment.row_count
             size += segment.size
             if group and (rows > self._max_rows or size > _MAX_BYTES_PER_INSERT):
@@ -170,6 +176,17 @@ class Loader:
             group.append(segment)
             self._queue.popleft()
         return group
+
+    def _to_read(self, listed: list[Path]) -> Iterator[Path]:
+        """What is listed, without segments that could not be read a moment ago."""
+        self._unreadable = {path: self._unreadable[path] for path in listed if path in self._unreadable}
+        tried_before = time.monotonic() - _UNREADABLE_PAUSE_SECONDS
+        return (path for path in listed if self._unreadable.get(path, -math.inf) <= tried_before)
+
+    def _note_unreadable(self, path: Path, error: OSError) -> None:
+        if path not in self._unreadable:
+            log.error("segment can't be read; tried again and again", batch_id=path.stem, error=str(error))
+        self._unreadable[path] = time.monotonic()
 
     def _land(self, group: list[Segment]) -> None:
         began = time.perf_counter()
@@ -198,11 +215,17 @@ class Loader:
         self._status.seconds += time.perf_counter() - began
         log.debug("landed", segments=len(group), rows=sum(expected.values()))
 
-    def _succeeded(self, *, is_idle: bool) -> None:
-        """Tell when all was well; of an idle loader once a second is often enough."""
+    def _tell(self, *, is_idle: bool) -> None:
+        """Write the status where it has news; that an idle loader is well is news once a second."""
         now = self._clock.now().timestamp()
-        if not is_idle or now - (self._status.last_success_at or 0.0) >= _IDLE_STATUS_SECONDS:
+        is_news = self._status.unreadable != len(self._unreadable)
+        self._status.unreadable = len(self._unreadable)
+        # An idle loader with segments that it can't read is not well.
+        is_well = not is_idle or not self._unreadable
+        if is_well and (not is_idle or now - (self._status.last_success_at or 0.0) >= _IDLE_STATUS_SECONDS):
             self._status.last_success_at = now
+            is_news = True
+        if is_news:
             write_status(self._folder, self._status)
 
     def _verify(self, expected: dict[str, int], *, just_now: bool) -> None:

@@ -4,7 +4,7 @@ Belongs here: the file and its fields. Does not belong here: Prometheus names (`
 
 The loader is another process than the API and listens nowhere; both know the spool folder. The file is
 replaced in one step and never synced: after a power cut its counters may start over, which Prometheus allows
-for.
+for. It is written after each landing and each failure, and by an idle loader once a second.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ _NAME = "loader.json"
 
 
 class LoaderStatus(msgspec.Struct):
-    """Counters over all starts of the loader of one spool.
+    """Counters over all starts of the loader of one spool, and how it is now.
 
     Attributes
     ----------
     seconds : float
         Spent on landing segments, from reading to removing them.
     failures : int
-        Landings that failed and were tried again.
+        Rounds that failed and were repeated: looking into the spool, landing, removing what landed.
+    unreadable : int
+        Segments that can't be read now, which are left where they are and tried again. No failures.
     last_success_at : float or None
-        When a landing ended well or nothing was left to land, in seconds since 1970-01-01 UTC.
+        When a landing ended well or nothing was left to land, in seconds since 1970-01-01 UTC. It stands
+        while all that is left can't be read.
     """
 
     rows: int = 0
@@ -39,6 +42,7 @@ class LoaderStatus(msgspec.Struct):
     seconds: float = 0.0
     dead_letters: int = 0
     failures: int = 0
+    unreadable: int = 0
     last_success_at: float | None = None
 
 

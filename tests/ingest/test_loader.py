@@ -19,13 +19,14 @@ from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.settings import Settings
 from ingest_api import loader
 from ingest_api.loader import LoaderAlreadyRunning
-from ingest_api.loader_status import read_status
+from ingest_api.loader_status import LoaderStatus, read_status
 from ingest_api.raw_events import Batch, RawEvents
 from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
 from ingest_api.spool.segments import SEALED, list_segments, new_segment_name
 from ingest_api.spool.writing import SegmentFile
 from tests.conftest import free_port
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
+from tests.ingest.test_answers import until
 
 
 def accepted(event_id: str, **changes: object) -> AcceptedEvent:
@@ -235,6 +236,7 @@ def test_the_api_tells_what_the_loader_did(
     assert figures["apex_loader_segments_total"] == "3"
     assert figures["apex_loader_dead_letters_total"] == "1"
     assert int(figures["apex_loader_inserts_total"]) >= 2
+    assert figures["apex_loader_unreadable_segments"] == "0"
     assert float(figures["apex_loader_seconds_total"]) > 0
     assert 0 <= float(figures["apex_loader_last_success_age_seconds"]) < 30
     (settings.spool_dir / "loader.json").write_text("{ broken")
@@ -255,6 +257,39 @@ def test_the_age_of_the_last_success_grows_while_loading_fails(settings: Setting
     status = read_status(settings.spool_dir)
     assert status is not None
     assert status.last_success_at is not None
+
+
+def test_a_segment_that_can_not_be_read_is_told_once_counted_and_no_success(
+    settings: Settings,
+    warehouse: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loader, "_UNREADABLE_PAUSE_SECONDS", 0.1)
+    batch_id = spool(settings.spool_dir, [accepted("behind a bad sector")])
+    bad, aside = settings.spool_dir / f"{batch_id}{SEALED}", settings.spool_dir / "aside"
+    bad.rename(aside)
+    bad.mkdir()  # reading it fails, as root too
+    spool(settings.spool_dir, [accepted("good")])
+    with loading(settings):
+        until(lambda: read_status(settings.spool_dir) is not None)
+        before = told(settings)
+        assert (before.segments, before.unreadable) == (1, 1)
+        time.sleep(2 * loader._IDLE_STATUS_SECONDS)
+        assert told(settings) == before  # neither a success nor a failure more
+        bad.rmdir()
+        aside.rename(bad)
+        wait_until_empty(settings.spool_dir)
+        until(lambda: told(settings).unreadable == 0)
+    assert sorted(row[0] for row in rows(warehouse)) == ["behind a bad sector", "good"]
+    assert told(settings).last_success_at != before.last_success_at
+    assert capsys.readouterr().out.count("segment can't be read") == 1
+
+
+def told(settings: Settings) -> LoaderStatus:
+    status = read_status(settings.spool_dir)
+    assert status is not None
+    return status
 
 
 def test_events_sent_to_the_api_land_within_seconds_and_survive_its_graceful_end(
