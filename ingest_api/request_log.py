@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from apex_pipelines.platform.logging import get_logger
+from ingest_api.log_allowance import LogAllowance
 from ingest_api.responses import HttpError
 
 log = get_logger(__name__)
@@ -44,28 +45,6 @@ class Answered:
         return fields
 
 
-class _Allowance:
-    """So many lines a second; the next line that is allowed tells how many were left out."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._second = 0
-        self._used = 0
-        self._left_out = 0
-
-    def take(self) -> int | None:
-        """None: write nothing. Otherwise the number of lines left out since the last one."""
-        second = int(self._monotonic())
-        if second != self._second:
-            self._second, self._used = second, 0
-        if self._used >= _LINES_PER_SECOND:
-            self._left_out += 1
-            return None
-        self._used += 1
-        left_out, self._left_out = self._left_out, 0
-        return left_out
-
-
 class RequestLog:
     """Client's mistakes at INFO, our own troubles at WARNING, bugs at ERROR with their traceback.
 
@@ -80,8 +59,8 @@ class RequestLog:
     def __init__(self, level: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.writes_all = level == "DEBUG"
         # Apart, so that a client that errs a thousand times a second hides none of our own troubles.
-        self._mistakes = _Allowance(monotonic)
-        self._troubles = _Allowance(monotonic)
+        self._mistakes = LogAllowance(_LINES_PER_SECOND, 1.0, monotonic)
+        self._troubles = LogAllowance(_LINES_PER_SECOND, 1.0, monotonic)
 
     def write(self, answered: Answered, error: HttpError | None, bug: Exception | None) -> None:
         """Log a request that was answered, with `error` if it failed, because of `bug` if that was ours."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from apex_pipelines.platform.logging import get_logger
+from ingest_api.log_allowance import LogAllowance
 from ingest_api.spool.backlog import DrainEstimate
 from ingest_api.spool.segments import spool_usage
 from ingest_api.spool.writing import SegmentFile, check_writable
@@ -22,6 +23,7 @@ from ingest_api.spool.writing import SegmentFile, check_writable
 log = get_logger(__name__)
 
 _USAGE_SECONDS = 0.5  # how old the count of spool bytes may be
+_FAILURE_LINE_SECONDS = 10.0  # a full disk fails each flush, and the log may be on it
 _MAX_WAITING_BYTES = 64 * 1024 * 1024  # bounds memory when the disk is slower than the network
 
 
@@ -113,6 +115,7 @@ class SpoolWriter:
         self._age_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._is_failing = False
+        self._failure_lines = LogAllowance(1, _FAILURE_LINE_SECONDS)
         # Owned by the flusher thread.
         self._segment: SegmentFile | None = None
         self._usage_at = 0.0
@@ -219,13 +222,20 @@ class SpoolWriter:
                 problem = SpoolUnavailable("the disk does not take what is written", retry_after=5)
                 durable.set_exception(problem)
         if error is not None:
-            log.error("spool write failed; not acknowledged", error=str(error), requests=len(group))
+            self._tell_of(error, len(group))
             return
         if self._age_timer is None:
             self._age_timer = self._loop.call_later(self._limits.segment_age, self._seal_by_age)
         if self._on_commit is not None:
             rows, size = sum(waited[1] for waited in group), sum(len(waited[0]) for waited in group)
             self._on_commit(Commit(done.result(), rows, size, [origin for _, _, origin, _ in group]))
+
+    def _tell_of(self, error: BaseException, requests: int) -> None:
+        left_out = self._failure_lines.take()
+        if left_out is None:
+            return
+        fields = {"left_out": left_out} if left_out else {}
+        log.error("spool write failed; not acknowledged", error=str(error), requests=requests, **fields)
 
     def _seal_by_age(self) -> None:
         self._age_timer = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest_api.spool import group_commit
 from ingest_api.spool.frames import FILE_HEADER, FRAME_OVERHEAD, Frame, encode_footer, encode_frame, scan
 from ingest_api.spool.group_commit import SpoolFull, SpoolLimits, SpoolUnavailable, SpoolWriter
 from ingest_api.spool.reading import read_segment, recover_abandoned
@@ -237,3 +239,23 @@ def test_a_write_that_fails_acknowledges_nothing_and_loses_nothing(tmp_path: Pat
     # What was refused was cut off, so that nothing torn is left to report either.
     assert all_payloads(tmp_path) == acknowledged
     assert not (tmp_path / "damaged").exists()
+
+
+def test_a_disk_that_takes_nothing_is_told_now_and_then_and_not_at_each_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(group_commit, "_FAILURE_LINE_SECONDS", 0.5)
+    folder = tmp_path / "gone"
+
+    async def use(writer: SpoolWriter) -> None:
+        for pause in [0.0] * 20 + [0.6, 0.0]:
+            await asyncio.sleep(pause)
+            with pytest.raises(SpoolUnavailable):
+                await writer.append(b"x", 1)
+
+    run_writer(folder, LIMITS, use)
+    told = [line for line in capsys.readouterr().out.splitlines() if "spool write failed" in line]
+    assert 2 <= len(told) <= 4
+    # What was left out is told by a later line.
+    left_out = [int(found[1]) for line in told if (found := re.search(r"left_out=(\d+)", line))]
+    assert sum(left_out) >= 20 - len(told)
