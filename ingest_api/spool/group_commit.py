@@ -106,6 +106,8 @@ class SpoolWriter:
         self._on_flush = on_flush
         self._on_commit = on_commit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
+        # Apart, since listing many segments takes longer than a flush, and nobody shall wait for it.
+        self._counter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool-usage")
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
         self._is_flushing = False
@@ -118,18 +120,21 @@ class SpoolWriter:
         self._failure_lines = LogAllowance(1, _FAILURE_LINE_SECONDS)
         # Owned by the flusher thread.
         self._segment: SegmentFile | None = None
-        self._usage_at = 0.0
-        # Written by the flusher thread, read by the event loop.
-        self._spool_bytes = 0
-
-    @property
-    def spool_bytes(self) -> int:
-        """Bytes in the spool folder, at most half a second old under load."""
-        return self._spool_bytes
+        # What was counted last, and what this worker wrote since that count was begun.
+        self._counted_bytes = 0
+        self._written_bytes = 0
+        self._counted_at = 0.0
+        self._is_counting = False
+        self._counted(self._usage(), written_before=0)  # so that a full spool refuses the first request too
 
     @property
     def is_full(self) -> bool:
         return self._spool_bytes >= self._limits.spool_size
+
+    @property
+    def _spool_bytes(self) -> int:
+        """Bytes in the spool, with those of other workers as of half a second ago."""
+        return self._counted_bytes + self._written_bytes
 
     async def is_writable(self) -> bool:
         """Whether the disk takes what is written: as the last write went, or after a failed one by a try."""
@@ -172,6 +177,7 @@ class SpoolWriter:
                 timer.cancel()
         self._thread.submit(self._seal).result()
         self._thread.shutdown()
+        self._counter.shutdown()
 
     def _refuse(self) -> NoReturn:
         if self._count_timer is None:
@@ -188,15 +194,34 @@ class SpoolWriter:
         self._count_timer = self._loop.call_later(_USAGE_SECONDS, self._count_now)
 
     def _count_now(self) -> None:
-        if self._is_closed:
+        if self._count_timer is not None:
+            self._count_timer.cancel()
+            self._count_timer = None
+        if self._is_closed or self._is_counting:
             return
-        counted = self._loop.run_in_executor(self._thread, self._count_usage)
-        counted.add_done_callback(lambda _: self._counted())
+        self._is_counting = True
+        written_before = self._written_bytes
+        counted = self._loop.run_in_executor(self._counter, self._usage)
+        counted.add_done_callback(lambda done: self._counted(done.result(), written_before))
 
-    def _counted(self) -> None:
-        self._count_timer = None
-        if self._spool_bytes >= self._lowest_size and not self._is_closed:
+    def _counted(self, size: int | None, written_before: int) -> None:
+        """Take over the `size` of the spool; None when it could not be counted."""
+        self._is_counting = False
+        self._counted_at = time.monotonic()
+        if size is not None:
+            self._counted_bytes = size
+            self._written_bytes -= written_before
+        self._drain.saw(self._spool_bytes, self._counted_at)
+        if self._spool_bytes >= self._lowest_size and self._count_timer is None and not self._is_closed:
             self._count_later()
+
+    def _usage(self) -> int | None:
+        """Bytes in the spool folder; blocks. None when it can't be read."""
+        try:
+            return spool_usage(self._folder).size
+        except OSError as error:
+            log.error("spool folder can't be read", error=str(error))
+            return None
 
     def _flush(self) -> None:
         group = self._waiting
@@ -226,8 +251,12 @@ class SpoolWriter:
             return
         if self._age_timer is None:
             self._age_timer = self._loop.call_later(self._limits.segment_age, self._seal_by_age)
+        rows, size = sum(waited[1] for waited in group), sum(len(waited[0]) for waited in group)
+        self._written_bytes += size
+        is_old = time.monotonic() - self._counted_at > _USAGE_SECONDS
+        if is_old or self._spool_bytes >= self._lowest_size:
+            self._count_now()
         if self._on_commit is not None:
-            rows, size = sum(waited[1] for waited in group), sum(len(waited[0]) for waited in group)
             self._on_commit(Commit(done.result(), rows, size, [origin for _, _, origin, _ in group]))
 
     def _tell_of(self, error: BaseException, requests: int) -> None:
@@ -260,8 +289,6 @@ class SpoolWriter:
         self._on_flush(seconds)
         if segment.size >= self._limits.segment_size:
             self._seal()
-        if time.monotonic() - self._usage_at > _USAGE_SECONDS:
-            self._count_usage()
         return seconds
 
     def _seal(self) -> None:
@@ -273,11 +300,3 @@ class SpoolWriter:
         except OSError as error:
             segment.abandon()
             log.error("segment could not be sealed; the loader recovers it", error=str(error))
-
-    def _count_usage(self) -> None:
-        try:
-            self._spool_bytes = spool_usage(self._folder).size
-        except OSError as error:
-            log.error("spool folder can't be read", error=str(error))
-        self._usage_at = time.monotonic()
-        self._drain.saw(self._spool_bytes, self._usage_at)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ingest_api.spool.segments import (
     OPEN,
     RESERVED_BYTES,
     SEALED,
+    SpoolUsage,
     begun_at_ms,
     list_segments,
     new_segment_name,
@@ -212,6 +214,39 @@ def test_a_full_spool_refuses_until_the_loader_has_made_room(tmp_path: Path) -> 
 
     run_writer(tmp_path, limits, use)
     assert b"room again" in all_payloads(tmp_path)
+
+
+def test_nobody_waits_for_a_long_spool_to_be_listed_and_the_limit_holds_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = threading.Event()
+
+    def lists_slowly(folder: Path) -> SpoolUsage:
+        assert listed.wait(30)
+        return spool_usage(folder)
+
+    async def use(writer: SpoolWriter) -> None:
+        monkeypatch.setattr(group_commit, "_USAGE_SECONDS", 0.0)
+        monkeypatch.setattr(group_commit, "spool_usage", lists_slowly)
+        try:
+            for _ in range(50):
+                await asyncio.wait_for(writer.append(b"x" * 100, 1), 5)
+            with pytest.raises(SpoolFull):
+                await writer.append(b"x", 1)
+        finally:
+            listed.set()
+
+    run_writer(tmp_path, SpoolLimits(segment_size=10_000, segment_age=60, spool_size=5_000), use)
+
+
+def test_a_spool_that_is_full_at_the_start_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "w9-0.seg").write_bytes(b"x" * 5_000)
+
+    async def use(writer: SpoolWriter) -> None:
+        with pytest.raises(SpoolFull):
+            await writer.append(b"x", 1)
+
+    run_writer(tmp_path, SpoolLimits(segment_size=10_000, segment_age=60, spool_size=5_000), use)
 
 
 def test_a_write_that_fails_acknowledges_nothing_and_loses_nothing(tmp_path: Path) -> None:
