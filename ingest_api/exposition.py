@@ -138,7 +138,7 @@ def _loader(text: _Text, loader: LoaderStatus, now: float) -> None:
         ("apex_loader_inserts_total", "Inserts that succeeded.", loader.inserts),
         (
             "apex_loader_seconds_total",
-            "Seconds spent on loading, from reading segments to removing them.",
+            "Seconds spent on loading, from decoding segments to removing them.",
             loader.seconds,
         ),
         (

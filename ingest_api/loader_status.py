@@ -1,6 +1,6 @@
 """What the loader has done, in a small file beside the segments, from which the API's `/metrics` tells it.
 
-Belongs here: the file and its fields. Does not belong here: Prometheus names (`metrics`).
+Belongs here: the file and its fields. Does not belong here: Prometheus names (`exposition`).
 
 The loader is another process than the API and listens nowhere; both know the spool folder. The file is
 replaced in one step and never synced: after a power cut its counters may start over, which Prometheus allows
@@ -26,7 +26,7 @@ class LoaderStatus(msgspec.Struct):
     Attributes
     ----------
     seconds : float
-        Spent on landing segments, from reading to removing them.
+        Spent on landings that ended well, from decoding segments that were read to removing them.
     failures : int
         Rounds that failed and were repeated: looking into the spool, landing, removing what landed.
     unreadable : int
