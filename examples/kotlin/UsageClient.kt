@@ -31,8 +31,6 @@ import kotlin.system.exitProcess
 
 private const val MAX_BATCH_EVENTS = 1_000
 private const val MAX_BATCH_BYTES = 1_048_576
-private const val TIMEOUT_MS = 15_000
-private const val FIRST_PAUSE_MS = 500.0
 private const val LONGEST_PAUSE_MS = 60_000.0
 
 /**
@@ -41,6 +39,8 @@ private const val LONGEST_PAUSE_MS = 60_000.0
  * @param queueFile keeps what is not sent yet over the end of the app; one client a file
  * @param maxQueued with so many events waiting, `track` refuses further ones
  * @param flushMs how long an event waits for others to share its request
+ * @param timeoutMs how long the API may say nothing
+ * @param firstPauseMs the longest wait after a first failure; doubled with each further one
  */
 class UsageClient(
     url: String,
@@ -48,6 +48,8 @@ class UsageClient(
     private val queueFile: File? = null,
     private val maxQueued: Int = 10_000,
     private val flushMs: Long = 2_000,
+    private val timeoutMs: Int = 15_000,
+    private val firstPauseMs: Long = 500,
     private val log: (String) -> Unit = System.err::println,
 ) : AutoCloseable {
     /** Why nothing is sent any more. */
@@ -188,8 +190,8 @@ class UsageClient(
         val connection = endpoint.openConnection() as HttpURLConnection
         try {
             connection.requestMethod = "POST"
-            connection.connectTimeout = TIMEOUT_MS
-            connection.readTimeout = TIMEOUT_MS
+            connection.connectTimeout = timeoutMs
+            connection.readTimeout = timeoutMs
             connection.instanceFollowRedirects = false // the key is not for other places
             connection.doOutput = true
             connection.setFixedLengthStreamingMode(body.size)
@@ -207,7 +209,7 @@ class UsageClient(
 
     /** Full jitter: anything up to a limit that doubles with each failure in a row. */
     private fun backOff(reason: String): Long {
-        val limit = min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2.0.pow(failures))
+        val limit = min(LONGEST_PAUSE_MS, firstPauseMs * 2.0.pow(failures))
         failures += 1
         log("$reason; trying again within ${limit.toLong()} ms")
         return Random.nextDouble(0.0, limit).toLong()
@@ -266,10 +268,20 @@ private fun json(value: Any?): String = when (value) {
     }.joinToString("", "\"", "\"")
 }
 
+private fun milliseconds(name: String, seconds: Double): Long =
+    ((System.getenv(name)?.toDouble() ?: seconds) * 1000).toLong()
+
 /** Track a line `metric quantity` of standard input each, print its id; 1 when some could not be sent. */
 fun main(arguments: Array<String>) {
     val queueFile = arguments.firstOrNull()?.let { File(it) }
-    val usage = UsageClient(System.getenv("APEX_API_URL"), System.getenv("APEX_API_KEY"), queueFile)
+    val usage = UsageClient(
+        System.getenv("APEX_API_URL"),
+        System.getenv("APEX_API_KEY"),
+        queueFile,
+        flushMs = milliseconds("APEX_FLUSH_SECONDS", 2.0),
+        timeoutMs = milliseconds("APEX_TIMEOUT_SECONDS", 15.0).toInt(),
+        firstPauseMs = milliseconds("APEX_FIRST_PAUSE_SECONDS", 0.5),
+    )
     for (line in generateSequence(::readlnOrNull)) {
         val (metric, quantity) = line.split(" ")
         println(usage.track(metric, BigDecimal(quantity)))

@@ -28,8 +28,6 @@ log = logging.getLogger("apex.usage")
 
 MAX_BATCH_EVENTS = 1_000
 MAX_BATCH_BYTES = 1_048_576
-TIMEOUT_SECONDS = 15.0
-FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 
 # Version 7 carries its time, which makes the API's own look-ups cheaper; any unique id will do.
@@ -47,17 +45,24 @@ class UsageClient:
         With so many events waiting, `track` refuses further ones.
     flush_seconds : float
         How long an event waits for others to share its request.
+    timeout_seconds : float
+        How long the API may say nothing.
+    first_pause_seconds : float
+        The longest wait after a first failure; doubled with each further one.
     """
 
     def __init__(
         self, url: str, api_key: str, queue_file: Path | None = None,
         *, max_queued: int = 10_000, flush_seconds: float = 2.0,
+        timeout_seconds: float = 15.0, first_pause_seconds: float = 0.5,
     ) -> None:  # fmt: skip
         self._address = urlsplit(url)
         self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
         self._file = queue_file
         self._max_queued = max_queued
         self._flush_seconds = flush_seconds
+        self._timeout_seconds = timeout_seconds
+        self._first_pause_seconds = first_pause_seconds
         self._queue: deque[bytes] = deque(self._recall())
         self._changed = threading.Condition()
         self._batch_limit = MAX_BATCH_EVENTS
@@ -179,7 +184,7 @@ class UsageClient:
     def _post(self, body: bytes) -> tuple[int, str, bytes]:
         is_secure = self._address.scheme == "https"
         connect = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
-        connection = connect(self._address.netloc, timeout=TIMEOUT_SECONDS)
+        connection = connect(self._address.netloc, timeout=self._timeout_seconds)
         try:
             path = f"{self._address.path.rstrip('/')}/api/usage/batch"
             connection.request("POST", path, body, self._headers)
@@ -190,7 +195,7 @@ class UsageClient:
 
     def _back_off(self, reason: str) -> float:
         """Full jitter: anything up to a limit that doubles with each failure in a row."""
-        limit = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 30))
+        limit = min(LONGEST_PAUSE_SECONDS, self._first_pause_seconds * 2.0 ** min(self._failures, 30))
         self._failures += 1
         log.warning("%s; trying again within %.1f s", reason, limit)
         return random.uniform(0.0, limit)
@@ -233,7 +238,10 @@ def main() -> int:
     """Track a line `metric quantity` of standard input each, print its id; 1 when some could not be sent."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     queue_file = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    usage = UsageClient(os.environ["APEX_API_URL"], os.environ["APEX_API_KEY"], queue_file)
+    # APEX_FLUSH_SECONDS and so on, when they are set.
+    names = ("flush_seconds", "timeout_seconds", "first_pause_seconds")
+    waits = {name: float(text) for name in names if (text := os.environ.get(f"APEX_{name.upper()}"))}
+    usage = UsageClient(os.environ["APEX_API_URL"], os.environ["APEX_API_KEY"], queue_file, **waits)
     for line in sys.stdin:
         metric, quantity = line.split()
         # A decimal goes as text, exactly as it was written.

@@ -14,8 +14,6 @@ import FoundationNetworking
 
 private let maxBatchEvents = 1_000
 private let maxBatchBytes = 1_048_576
-private let timeoutSeconds = 15.0
-private let firstPauseSeconds = 0.5
 private let longestPauseSeconds = 60.0
 
 /// A queue of events and a thread that sends them.
@@ -26,6 +24,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     private let queueFile: URL?
     private let maxQueued: Int
     private let flushSeconds: Double
+    private let firstPauseSeconds: Double
     private let changed = NSCondition()
     private var queue: [Data]
     private var batchLimit = maxBatchEvents
@@ -38,7 +37,12 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     ///   - queueFile: keeps what is not sent yet over the end of the app; one client a file
     ///   - maxQueued: with so many events waiting, `track` refuses further ones
     ///   - flushSeconds: how long an event waits for others to share its request
-    init(url: URL, apiKey: String, queueFile: URL? = nil, maxQueued: Int = 10_000, flushSeconds: Double = 2) {
+    ///   - timeoutSeconds: how long the API may say nothing
+    ///   - firstPauseSeconds: the longest wait after a first failure; doubled with each further one
+    init(
+        url: URL, apiKey: String, queueFile: URL? = nil, maxQueued: Int = 10_000, flushSeconds: Double = 2,
+        timeoutSeconds: Double = 15, firstPauseSeconds: Double = 0.5
+    ) {
         var request = URLRequest(url: url.appendingPathComponent("api/usage/batch"))
         request.httpMethod = "POST"
         request.timeoutInterval = timeoutSeconds
@@ -48,6 +52,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         self.queueFile = queueFile
         self.maxQueued = maxQueued
         self.flushSeconds = flushSeconds
+        self.firstPauseSeconds = firstPauseSeconds
         self.queue = UsageClient.recall(queueFile)
         super.init()
         Thread.detachNewThread { self.run() }
@@ -267,7 +272,11 @@ enum Main {
         guard let url = environment["APEX_API_URL"].flatMap(URL.init(string:)), let key = environment["APEX_API_KEY"]
         else { fatalError("set APEX_API_URL and APEX_API_KEY") }
         let file = CommandLine.arguments.dropFirst().first.map { URL(fileURLWithPath: $0) }
-        let usage = UsageClient(url: url, apiKey: key, queueFile: file)
+        func seconds(_ name: String, _ otherwise: Double) -> Double { environment[name].flatMap(Double.init) ?? otherwise }
+        let usage = UsageClient(
+            url: url, apiKey: key, queueFile: file, flushSeconds: seconds("APEX_FLUSH_SECONDS", 2),
+            timeoutSeconds: seconds("APEX_TIMEOUT_SECONDS", 15),
+            firstPauseSeconds: seconds("APEX_FIRST_PAUSE_SECONDS", 0.5))
         while let line = readLine() {
             let words = line.split(separator: " ")
             let id = try usage.track(String(words[0]), Decimal(string: String(words[1])) ?? .nan)

@@ -17,8 +17,6 @@ import { pathToFileURL } from "node:url";
 
 const MAX_BATCH_EVENTS = 1_000;
 const MAX_BATCH_BYTES = 1_048_576;
-const TIMEOUT_MS = 15_000;
-const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 60_000;
 
 export interface Options {
@@ -28,6 +26,10 @@ export interface Options {
   maxQueued?: number;
   /** How long an event waits for others to share its request. */
   flushMs?: number;
+  /** How long an answer may take. */
+  timeoutMs?: number;
+  /** The longest wait after a first failure; doubled with each further one. */
+  firstPauseMs?: number;
 }
 
 interface Result {
@@ -135,7 +137,7 @@ export class UsageClient {
         headers: this.headers,
         body: `[${batch.join(",")}]`,
         redirect: "manual", // the key is not for other places
-        signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT_MS), this.ended.signal]),
+        signal: AbortSignal.any([AbortSignal.timeout(this.options.timeoutMs ?? 15_000), this.ended.signal]),
       });
       status = answer.status;
       retryAfter = answer.headers.get("retry-after") ?? "";
@@ -174,7 +176,7 @@ export class UsageClient {
 
   /** Full jitter: anything up to a limit that doubles with each failure in a row. */
   private backOff(reason: string): number {
-    const limit = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.failures);
+    const limit = Math.min(LONGEST_PAUSE_MS, (this.options.firstPauseMs ?? 500) * 2 ** this.failures);
     this.failures += 1;
     console.warn(`${reason}; trying again within ${limit} ms`);
     return Math.random() * limit;
@@ -207,12 +209,21 @@ export class UsageClient {
   }
 }
 
+function milliseconds(name: string, seconds: number): number {
+  return Number(process.env[name] ?? seconds) * 1000;
+}
+
 /** Track a line `metric quantity` of standard input each, print its id; 1 when some could not be sent. */
 async function main(): Promise<void> {
   const { APEX_API_URL: url, APEX_API_KEY: key } = process.env;
   if (!url || !key) throw new Error("set APEX_API_URL and APEX_API_KEY");
   const queueFile = process.argv[2];
-  const usage = new UsageClient(url, key, queueFile ? { queueFile } : {});
+  const usage = new UsageClient(url, key, {
+    ...(queueFile && { queueFile }),
+    flushMs: milliseconds("APEX_FLUSH_SECONDS", 2),
+    timeoutMs: milliseconds("APEX_TIMEOUT_SECONDS", 15),
+    firstPauseMs: milliseconds("APEX_FIRST_PAUSE_SECONDS", 0.5),
+  });
   for await (const line of createInterface({ input: process.stdin })) {
     const [metric = "", quantity = ""] = line.split(" ");
     // A decimal goes as text, exactly as it was written.
