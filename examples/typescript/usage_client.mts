@@ -96,7 +96,10 @@ export class UsageClient {
 
   private sendLater(): void {
     if (this.queue.length >= this.batchLimit) void this.send();
-    this.timer ??= setTimeout(() => void this.send(), this.options.flushMs ?? 2_000);
+    this.timer ??= setTimeout(() => {
+      this.timer = undefined; // or none would be set for the events after a slow answer
+      void this.send();
+    }, this.options.flushMs ?? 2_000);
   }
 
   /** One loop at a time sends until nothing is left. */

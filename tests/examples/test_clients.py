@@ -173,6 +173,18 @@ def test_the_same_ids_are_sent_again_after_each_kind_of_failure(run: Callable[..
         assert server.keys == {KEY.lower()}
 
 
+def test_events_go_on_leaving_by_themselves_after_a_slow_answer(run: Callable[..., Program]) -> None:
+    with FaultServer(delay_seconds=2 * FLUSH_SECONDS) as server:
+        program = run(server.url)
+        program.track("impressions 1")
+        program.wait_for(lambda: server.requests == 1)
+        program.track("impressions 2")  # while the first has no answer
+        program.wait_for(lambda: len(server.events) == 2)
+        time.sleep(FLUSH_SECONDS)
+        program.track("impressions 3")
+        program.wait_for(lambda: len(server.events) == 3, 10)
+
+
 def test_a_rejected_event_is_told_and_never_sent_again(run: Callable[..., Program]) -> None:
     def reject(event: dict[str, object]) -> str | None:
         return "unknown_metric" if event["metric_type"] == "smiles" else None
