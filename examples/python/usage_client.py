@@ -154,14 +154,12 @@ class UsageClient:
         """Send one batch; returns the seconds to wait before the next."""
         try:
             status, retry_after, answer = self._post(b"[" + b",".join(batch) + b"]")
-            results = json.loads(answer)["results"] if status == 200 else []
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            results = _results(answer, len(batch)) if status == 200 else []
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             return self._back_off(f"no answer ({error!r})")
-        if status == 200 and len(results) == len(batch):
+        if status == 200:
             for result in results:
-                if (
-                    result.get("status") == "rejected"
-                ):  # it would be again; accepted and duplicate are both done
+                if result.get("status") == "rejected":  # it would be again; accepted and duplicate are done
                     log.error("event %s rejected: %s", result.get("event_id"), result.get("reason"))
             self._done(len(batch))
             return 0.0
@@ -175,7 +173,7 @@ class UsageClient:
         if status in (429, 503) and retry_after.isdecimal():
             # A little more than asked, so that all clients don't come back at the same moment.
             return int(retry_after) * random.uniform(1.0, 1.2)
-        if status in (200, 408, 429) or status >= 500:
+        if status in (408, 429) or status >= 500:
             return self._back_off(f"status {status}")
         # 401 and 403: the key is no good. Others: address or client is wrong. Repeating mends nothing.
         self._stop(f"the API answered {status}: {answer[:300]!r}")
@@ -232,6 +230,17 @@ class UsageClient:
             with suppress(ValueError):
                 json.loads(line)
                 yield line
+
+
+def _results(answer: bytes, wanted: int) -> list[dict[str, object]]:
+    """The results in an answer of 200; ValueError for what the API never says."""
+    found = json.loads(answer)
+    results = found.get("results") if isinstance(found, dict) else None
+    if not isinstance(results, list) or len(results) != wanted:
+        raise ValueError("an answer that makes no sense")
+    if not all(isinstance(result, dict) for result in results):
+        raise ValueError("results that make no sense")
+    return results
 
 
 def main() -> int:

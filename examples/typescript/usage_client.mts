@@ -145,11 +145,11 @@ export class UsageClient {
       status = answer.status;
       retryAfter = answer.headers.get("retry-after") ?? "";
       text = await answer.text();
-      results = status === 200 ? JSON.parse(text).results : [];
+      results = status === 200 ? resultsOf(text, batch.length) : [];
     } catch (error) {
       return this.backOff(`no answer (${error})`);
     }
-    if (status === 200 && Array.isArray(results) && results.length === batch.length) {
+    if (status === 200) {
       for (const result of results) {
         // It would be rejected again; accepted and duplicate are both done.
         if (result.status === "rejected") console.error(`event ${result.event_id} rejected: ${result.reason}`);
@@ -170,7 +170,7 @@ export class UsageClient {
       // A little more than asked, so that all clients don't come back at the same moment.
       return Number(retryAfter) * 1000 * (1 + Math.random() * 0.2);
     }
-    if (status === 200 || status === 408 || status === 429 || status >= 500) return this.backOff(`status ${status}`);
+    if (status === 408 || status === 429 || status >= 500) return this.backOff(`status ${status}`);
     // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.
     this.stopped = `the API answered ${status}: ${text.slice(0, 300)}`;
     console.error(`usage is not sent any more; ${this.queue.length} events are kept: ${this.stopped}`);
@@ -210,6 +210,16 @@ export class UsageClient {
     if (whole.length < text.length) writeFileSync(file, whole);
     return whole.split("\n").filter((line) => line !== "");
   }
+}
+
+/** The results in an answer of 200; throws for what the API never says, such as a portal's page. */
+function resultsOf(text: string, wanted: number): Result[] {
+  const results: unknown = JSON.parse(text)?.results;
+  const isResult = (each: unknown): each is Result => typeof each === "object" && each !== null;
+  if (!Array.isArray(results) || results.length !== wanted || !results.every(isResult)) {
+    throw new Error("an answer that makes no sense");
+  }
+  return results;
 }
 
 function milliseconds(name: string, seconds: number): number {

@@ -24,6 +24,9 @@ class Fault(Enum):
     ERROR = auto()  # 500 without Retry-After
     GARBAGE = auto()  # 200 that is no JSON
     SHORT = auto()  # 200 with a result too few
+    LIST = auto()  # 200 with JSON of another shape, in three ways
+    NULL = auto()
+    NULL_RESULTS = auto()
     REFUSE_KEY = auto()
     REFUSE_REQUEST = auto()
 
@@ -121,8 +124,9 @@ class FaultServer:
         if fault is Fault.GARBAGE:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n<html>no>")
             return True
-        results = results[1:] if fault is Fault.SHORT else results
-        self._write(writer, 200, {"success": True, "results": results})
+        answer = {"success": True, "results": results[1:] if fault is Fault.SHORT else results}
+        odd = {Fault.LIST: [], Fault.NULL: None, Fault.NULL_RESULTS: {"results": [None] * len(results)}}
+        self._write(writer, 200, odd.get(fault, answer))
         await writer.drain()
         return True
 
