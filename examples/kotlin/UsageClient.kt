@@ -14,6 +14,7 @@ import java.io.FileOutputStream
 import java.io.IOException
 import java.math.BigDecimal
 import java.net.HttpURLConnection
+import java.net.SocketTimeoutException
 import java.net.URI
 import java.nio.file.Files
 import java.nio.file.StandardCopyOption
@@ -24,6 +25,7 @@ import java.util.concurrent.TimeUnit
 import java.util.concurrent.locks.ReentrantLock
 import kotlin.concurrent.thread
 import kotlin.concurrent.withLock
+import kotlin.math.max
 import kotlin.math.min
 import kotlin.math.pow
 import kotlin.random.Random
@@ -149,6 +151,7 @@ class UsageClient(
         val answer = try {
             post("[${batch.joinToString(",")}]".toByteArray())
         } catch (error: IOException) {
+            if (error is SocketTimeoutException) halve(batch)
             return backOff("no answer ($error)")
         }
         val status = answer.status
@@ -160,10 +163,8 @@ class UsageClient(
             done(batch.size)
             return 0
         }
-        if (status == 413 && batch.size > 1) {
-            batchLimit = batch.size / 2
-            return 0
-        }
+        if (status == 408 || status == 413) halve(batch)
+        if (status == 413 && batch.size > 1) return 0
         if (status == 413) {
             log("an event is too large and dropped: ${batch[0].take(200)}")
             done(1)
@@ -207,6 +208,9 @@ class UsageClient(
         }
     }
 
+    /** What was too large, or too slow for this line, goes in smaller pieces. */
+    private fun halve(batch: List<String>) = lock.withLock { batchLimit = max(1, batch.size / 2) }
+
     /** Full jitter: anything up to a limit that doubles with each failure in a row. */
     private fun backOff(reason: String): Long {
         val limit = min(LONGEST_PAUSE_MS, firstPauseMs * 2.0.pow(failures))
@@ -228,7 +232,8 @@ class UsageClient(
             }
         }
         failures = 0
-        batchLimit = MAX_BATCH_EVENTS
+        // When it went through full, try an eighth more.
+        if (count == batchLimit) batchLimit = min(MAX_BATCH_EVENTS, count + max(1, count / 8))
         changed.signalAll()
     }
 

@@ -156,6 +156,8 @@ class UsageClient:
             status, retry_after, answer = self._post(b"[" + b",".join(batch) + b"]")
             results = _results(answer, len(batch)) if status == 200 else []
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            if isinstance(error, TimeoutError):
+                self._halve(batch)
             return self._back_off(f"no answer ({error!r})")
         if status == 200:
             for result in results:
@@ -163,8 +165,9 @@ class UsageClient:
                     log.error("event %s rejected: %s", result.get("event_id"), result.get("reason"))
             self._done(len(batch))
             return 0.0
+        if status in (408, 413):
+            self._halve(batch)
         if status == 413 and len(batch) > 1:
-            self._batch_limit = len(batch) // 2
             return 0.0
         if status == 413:
             log.error("an event is too large and dropped: %.200r", batch[0])
@@ -191,6 +194,10 @@ class UsageClient:
         finally:
             connection.close()
 
+    def _halve(self, batch: list[bytes]) -> None:
+        """What was too large, or too slow for this line, goes in smaller pieces."""
+        self._batch_limit = max(1, len(batch) // 2)
+
     def _back_off(self, reason: str) -> float:
         """Full jitter: anything up to a limit that doubles with each failure in a row."""
         limit = min(LONGEST_PAUSE_SECONDS, self._first_pause_seconds * 2.0 ** min(self._failures, 30))
@@ -216,7 +223,9 @@ class UsageClient:
                     temporary.replace(self._file)
                 except OSError as error:  # the next start sends them again, and they count once
                     log.error("the queue's file can't be written: %s", error)
-            self._failures, self._batch_limit = 0, MAX_BATCH_EVENTS
+            self._failures = 0
+            if count == self._batch_limit:  # it went through full, so try an eighth more
+                self._batch_limit = min(MAX_BATCH_EVENTS, count + max(1, count // 8))
             self._changed.notify_all()
 
     def _recall(self) -> Iterable[bytes]:

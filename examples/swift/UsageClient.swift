@@ -153,6 +153,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     private func send(_ batch: [Data]) -> Double {
         let body = Data("[".utf8) + batch.joined(separator: Data(",".utf8)) + Data("]".utf8)
         let (response, data, error) = post(body)
+        if (error as? URLError)?.code == .timedOut { halve(batch) }
         guard let response else { return backOff("no answer (\(error.map { "\($0)" } ?? "none"))") }
         let status = response.statusCode
         if status == 200 {
@@ -165,12 +166,8 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
             done(batch.count)
             return 0
         }
-        if status == 413 && batch.count > 1 {
-            changed.lock()
-            batchLimit = batch.count / 2
-            changed.unlock()
-            return 0
-        }
+        if status == 408 || status == 413 { halve(batch) }
+        if status == 413 && batch.count > 1 { return 0 }
         if status == 413 {
             log("an event is too large and dropped: \(String(decoding: batch[0].prefix(200), as: UTF8.self))")
             done(1)
@@ -211,6 +208,13 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         completionHandler(nil)
     }
 
+    /// What was too large, or too slow for this line, goes in smaller pieces.
+    private func halve(_ batch: [Data]) {
+        changed.lock()
+        defer { changed.unlock() }
+        batchLimit = max(1, batch.count / 2)
+    }
+
     /// Full jitter: anything up to a limit that doubles with each failure in a row.
     private func backOff(_ reason: String) -> Double {
         let limit = min(longestPauseSeconds, firstPauseSeconds * pow(2, Double(failures)))
@@ -232,7 +236,8 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
             }
         }
         failures = 0
-        batchLimit = maxBatchEvents
+        // When it went through full, try an eighth more.
+        if count == batchLimit { batchLimit = min(maxBatchEvents, count + max(1, count / 8)) }
         changed.broadcast()
     }
 

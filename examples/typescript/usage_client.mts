@@ -147,6 +147,7 @@ export class UsageClient {
       text = await answer.text();
       results = status === 200 ? resultsOf(text, batch.length) : [];
     } catch (error) {
+      if (error instanceof Error && error.name === "TimeoutError") this.halve(batch);
       return this.backOff(`no answer (${error})`);
     }
     if (status === 200) {
@@ -157,10 +158,8 @@ export class UsageClient {
       this.done(batch.length);
       return 0;
     }
-    if (status === 413 && batch.length > 1) {
-      this.batchLimit = Math.floor(batch.length / 2);
-      return 0;
-    }
+    if (status === 408 || status === 413) this.halve(batch);
+    if (status === 413 && batch.length > 1) return 0;
     if (status === 413) {
       console.error(`an event is too large and dropped: ${batch[0]?.slice(0, 200)}`);
       this.done(1);
@@ -175,6 +174,11 @@ export class UsageClient {
     this.stopped = `the API answered ${status}: ${text.slice(0, 300)}`;
     console.error(`usage is not sent any more; ${this.queue.length} events are kept: ${this.stopped}`);
     return 0;
+  }
+
+  /** What was too large, or too slow for this line, goes in smaller pieces. */
+  private halve(batch: string[]): void {
+    this.batchLimit = Math.max(1, Math.floor(batch.length / 2));
   }
 
   /** Full jitter: anything up to a limit that doubles with each failure in a row. */
@@ -198,7 +202,10 @@ export class UsageClient {
       }
     }
     this.failures = 0;
-    this.batchLimit = MAX_BATCH_EVENTS;
+    if (count === this.batchLimit) {
+      // It went through full, so try an eighth more.
+      this.batchLimit = Math.min(MAX_BATCH_EVENTS, count + Math.max(1, Math.floor(count / 8)));
+    }
   }
 
   /** The events that the file has; a last line that was cut off was never returned from `track`. */

@@ -188,6 +188,19 @@ def test_events_go_on_leaving_by_themselves_after_a_slow_answer(run: Callable[..
         program.wait_for(lambda: len(server.events) == 3, 10)
 
 
+def test_batches_shrink_for_a_line_that_is_too_slow_and_grow_again_slowly(
+    run: Callable[..., Program],
+) -> None:
+    faults = {1: Fault.SILENT, 2: Fault.TOO_SLOW, 3: Fault.TOO_LARGE}
+    with FaultServer(fault=lambda number: faults.get(number, Fault.NONE)) as server:
+        program = run(server.url, APEX_TIMEOUT_SECONDS="0.5", APEX_FLUSH_SECONDS="10")
+        program.track(*["impressions 1"] * 80)
+        assert program.end() == 0
+        assert server.batch_sizes[:4] == [10, 11, 12, 13]
+        assert sum(server.batch_sizes) == 80  # each taken once
+        assert server.requests == len(faults) + len(server.batch_sizes)
+
+
 def test_a_rejected_event_is_told_and_never_sent_again(run: Callable[..., Program]) -> None:
     def reject(event: dict[str, object]) -> str | None:
         return "unknown_metric" if event["metric_type"] == "smiles" else None

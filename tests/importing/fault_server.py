@@ -22,6 +22,9 @@ class Fault(Enum):
     BUSY = auto()  # 503 with Retry-After
     TOO_MANY = auto()  # 429 with Retry-After
     ERROR = auto()  # 500 without Retry-After
+    SILENT = auto()  # nothing is said while the client waits
+    TOO_SLOW = auto()  # 408
+    TOO_LARGE = auto()  # 413
     GARBAGE = auto()  # 200 that is no JSON
     SHORT = auto()  # 200 with a result too few
     LIST = auto()  # 200 with JSON of another shape, in three ways
@@ -42,6 +45,7 @@ class FaultServer:
     port: int = 0
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     arrivals: list[str] = field(default_factory=list)
+    batch_sizes: list[int] = field(default_factory=list)  # of what was taken
     request_times: list[float] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     connections: int = 0
@@ -95,6 +99,9 @@ class FaultServer:
         fault = self.fault(self.requests)
         if self.delay_seconds:
             await asyncio.sleep(self.delay_seconds)
+        if fault is Fault.SILENT:
+            await reader.read()
+            return False
         if fault is Fault.DROP_BEFORE:
             writer.transport.abort()
             return False
@@ -102,6 +109,8 @@ class FaultServer:
             Fault.BUSY: (503, "busy"),
             Fault.TOO_MANY: (429, "rate_limited"),
             Fault.ERROR: (500, "internal"),
+            Fault.TOO_SLOW: (408, "body_too_slow"),
+            Fault.TOO_LARGE: (413, "body_too_large"),
             Fault.REFUSE_KEY: (401, "invalid_api_key"),
             Fault.REFUSE_REQUEST: (422, "unprocessable"),
         }.get(fault)
@@ -112,7 +121,9 @@ class FaultServer:
             return True
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
-        results = [self._take(event) for event in json.loads(body)]
+        batch = json.loads(body)
+        self.batch_sizes.append(len(batch))
+        results = [self._take(event) for event in batch]
         if fault is Fault.DROP_AFTER:
             writer.transport.abort()
             return False
