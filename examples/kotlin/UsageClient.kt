@@ -10,8 +10,8 @@
  */
 
 import java.io.File
-import java.io.FileOutputStream
 import java.io.IOException
+import java.io.RandomAccessFile
 import java.math.BigDecimal
 import java.net.HttpURLConnection
 import java.net.SocketTimeoutException
@@ -91,7 +91,7 @@ class UsageClient(
                 log("queue full; an event of $metric is lost")
                 return null
             }
-            queueFile?.let { file -> FileOutputStream(file, true).use { it.write("$line\n".toByteArray()) } }
+            queueFile?.let { append(it, "$line\n") }
             queue.addLast(line)
             changed.signalAll()
         }
@@ -237,13 +237,21 @@ class UsageClient(
         changed.signalAll()
     }
 
-    /** The events that the file has; a last line that was cut off was never returned from `track`. */
+    private fun append(path: File, line: String) = RandomAccessFile(path, "rw").use { file ->
+        val size = file.length()
+        file.seek(max(0, size - 1))
+        // Where a write broke off, as on a full disk, it must not spoil this line.
+        val isTorn = size > 0 && file.read() != '\n'.code
+        file.write((if (isTorn) "\n$line" else line).toByteArray())
+    }
+
+    /** The events that the file has; a line that was cut off was never returned from `track`. */
     private fun recall(): List<String> {
         if (queueFile == null || !queueFile.exists()) return emptyList()
         val text = queueFile.readText()
         val whole = text.substring(0, text.lastIndexOf('\n') + 1)
         if (whole.length < text.length) queueFile.writeText(whole)
-        return whole.split('\n').filter { it.isNotEmpty() }
+        return whole.split('\n').filter(::isWhole)
     }
 }
 
@@ -255,6 +263,24 @@ private val REJECTED = Regex(""""status"\s*:\s*"rejected"""")
 private fun resultsOf(body: String): List<String> {
     val start = body.indexOf("\"results\"")
     return if (start < 0) emptyList() else RESULT.findAll(body, start).map { it.value }.toList()
+}
+
+/** Whether a line is an object as `json` writes it, and not only the beginning of one. */
+private fun isWhole(line: String): Boolean {
+    var depth = 0
+    var isText = false
+    var isEscaped = false
+    for ((index, char) in line.withIndex()) {
+        when {
+            isEscaped -> isEscaped = false
+            isText && char == '\\' -> isEscaped = true
+            char == '"' -> isText = !isText
+            !isText && char == '{' -> depth += 1
+            !isText && char == '}' -> depth -= 1
+        }
+        if (depth == 0) return char == '}' && index == line.lastIndex
+    }
+    return false
 }
 
 private fun json(value: Any?): String = when (value) {

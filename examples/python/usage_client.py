@@ -98,8 +98,7 @@ class UsageClient:
                 log.error("queue full; an event of %s is lost", metric)
                 return None
             if self._file is not None:
-                with self._file.open("ab") as file:
-                    file.write(line + b"\n")
+                self._append(self._file, line + b"\n")
             self._queue.append(line)
             self._changed.notify_all()
         return event_id
@@ -228,8 +227,17 @@ class UsageClient:
                 self._batch_limit = min(MAX_BATCH_EVENTS, count + max(1, count // 8))
             self._changed.notify_all()
 
+    @staticmethod
+    def _append(path: Path, line: bytes) -> None:
+        with path.open("a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a write broke off, as on a full disk; it must not spoil this line
+                    line = b"\n" + line
+            file.write(line)
+
     def _recall(self) -> Iterable[bytes]:
-        """The events that the file has; a last line that was cut off was never returned from `track`."""
+        """The events that the file has; a line that was cut off was never returned from `track`."""
         if self._file is None or not self._file.exists():
             return
         whole, _, torn = self._file.read_bytes().rpartition(b"\n")

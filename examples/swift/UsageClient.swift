@@ -241,20 +241,27 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         changed.broadcast()
     }
 
-    /// The events that the file has; a last line that was cut off was never returned from `track`.
+    /// The events that the file has; a line that was cut off was never returned from `track`.
     private static func recall(_ file: URL?) -> [Data] {
         guard let file, let text = try? Data(contentsOf: file) else { return [] }
         let newline = UInt8(ascii: "\n")
         let whole = text.prefix(text.lastIndex(of: newline).map { $0 + 1 } ?? 0)
         if whole.count < text.count { try? Data(whole).write(to: file, options: .atomic) }
         return whole.split(separator: newline).map { Data($0) }
+            .filter { (try? JSONSerialization.jsonObject(with: $0)) != nil }
     }
 
     private func append(_ data: Data, to file: URL) throws {
         if !FileManager.default.fileExists(atPath: file.path) { try Data().write(to: file) }
-        let handle = try FileHandle(forWritingTo: file)
+        let handle = try FileHandle(forUpdating: file)
         defer { try? handle.close() }
-        try handle.seekToEnd()
+        let newline = Data("\n".utf8)
+        let size = try handle.seekToEnd()
+        if size > 0 {
+            try handle.seek(toOffset: size - 1)
+            // Where a write broke off, as on a full disk, it must not spoil this line.
+            if try handle.read(upToCount: 1) != newline { try handle.write(contentsOf: newline) }
+        }
         try handle.write(contentsOf: data)
     }
 

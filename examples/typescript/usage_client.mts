@@ -10,7 +10,9 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync, closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, renameSync, writeFileSync,
+} from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
@@ -69,7 +71,7 @@ export class UsageClient {
     const event_id = randomUUID();
     const timestamp = new Date().toISOString();
     const line = JSON.stringify({ event_id, metric_type: metric, quantity, timestamp, metadata });
-    if (this.options.queueFile) appendFileSync(this.options.queueFile, `${line}\n`);
+    if (this.options.queueFile) append(this.options.queueFile, `${line}\n`);
     this.queue.push(line);
     this.sendLater();
     return event_id;
@@ -208,14 +210,36 @@ export class UsageClient {
     }
   }
 
-  /** The events that the file has; a last line that was cut off was never returned from `track`. */
+  /** The events that the file has; a line that was cut off was never returned from `track`. */
   private recall(): string[] {
     const file = this.options.queueFile;
     if (!file || !existsSync(file)) return [];
     const text = readFileSync(file, "utf8");
     const whole = text.slice(0, text.lastIndexOf("\n") + 1);
     if (whole.length < text.length) writeFileSync(file, whole);
-    return whole.split("\n").filter((line) => line !== "");
+    return whole.split("\n").filter(isWhole);
+  }
+}
+
+function append(file: string, line: string): void {
+  const handle = openSync(file, "a+");
+  try {
+    const size = fstatSync(handle).size;
+    const last = Buffer.from("\n");
+    if (size > 0) readSync(handle, last, 0, 1, size - 1);
+    // Where a write broke off, as on a full disk, it must not spoil this line.
+    appendFileSync(handle, last.toString() === "\n" ? line : `\n${line}`);
+  } finally {
+    closeSync(handle);
+  }
+}
+
+function isWhole(line: string): boolean {
+  try {
+    JSON.parse(line);
+    return true;
+  } catch {
+    return false;
   }
 }
 

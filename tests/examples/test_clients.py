@@ -152,6 +152,24 @@ def test_events_outlive_the_client(run: Callable[..., Program]) -> None:
         assert len(server.arrivals) == 3  # what was sent is forgotten
 
 
+def test_a_write_that_broke_off_spoils_no_other_event(run: Callable[..., Program], tmp_path: Path) -> None:
+    program = run(f"http://127.0.0.1:{free_port()}")
+    program.track("impressions 1")
+    queue_file = tmp_path / "queue.ndjson"
+    with queue_file.open("ab") as file:
+        file.write(b'{"event_id":"torn","metadata":{"a":{}')
+    program.track("impressions 2")
+    program.process.kill()
+    program.process.wait(10)
+    with queue_file.open("ab") as file:
+        file.write(b'{"event_id":"torn","metadata":{"a":{}}')
+    with FaultServer() as server:
+        again = run(server.url)
+        again.track("impressions 3")
+        assert again.end() == 0
+        assert list(server.events) == program.ids + again.ids
+
+
 def test_the_same_ids_are_sent_again_after_each_kind_of_failure(run: Callable[..., Program]) -> None:
     faults = [
         Fault.DROP_AFTER, Fault.BUSY, Fault.ERROR, Fault.HALF_ANSWER, Fault.GARBAGE, Fault.SHORT,
