@@ -75,6 +75,7 @@ class UsageClient(
      * Queue an event and return its id; null when the queue is full, and the event is not counted.
      *
      * @param quantity in the metric's unit; BigDecimal for decimals, which stay exact
+     * @throws IllegalStateException when the client is closed
      */
     fun track(metric: String, quantity: Number, metadata: Map<String, Any?> = emptyMap()): String? {
         val id = UUID.randomUUID().toString()
@@ -87,6 +88,7 @@ class UsageClient(
         )
         val line = json(event)
         lock.withLock {
+            check(!isClosed) { "this client is closed; the event is not counted" }
             if (queue.size >= maxQueued) {
                 log("queue full; an event of $metric is lost")
                 return null
@@ -102,7 +104,7 @@ class UsageClient(
     fun flush(timeoutMs: Long = 30_000): Int = lock.withLock {
         isUrgent = true
         changed.signalAll()
-        await(timeoutMs) { queue.isEmpty() || stopped != null }
+        await(timeoutMs) { queue.isEmpty() || stopped != null || isClosed }
         isUrgent = false
         queue.size
     }
@@ -221,6 +223,7 @@ class UsageClient(
 
     /** Forget the `count` oldest events. */
     private fun done(count: Int) = lock.withLock {
+        if (isClosed) return@withLock // the file may be the next client's; sent again, they count once
         repeat(count) { queue.removeFirst() }
         queueFile?.let { file ->
             try {

@@ -81,6 +81,8 @@ class UsageClient:
         ------
         ValueError
             If the quantity or the metadata is no JSON, such as NaN.
+        RuntimeError
+            If the client is closed.
         OSError
             If the file can't be written.
         """
@@ -94,6 +96,8 @@ class UsageClient:
         }
         line = json.dumps(event, allow_nan=False, separators=(",", ":")).encode()
         with self._changed:
+            if self._is_closed:
+                raise RuntimeError("this client is closed; the event is not counted")
             if len(self._queue) >= self._max_queued:
                 log.error("queue full; an event of %s is lost", metric)
                 return None
@@ -108,7 +112,7 @@ class UsageClient:
         with self._changed:
             self._is_urgent = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._queue or self.stopped, timeout)
+            self._changed.wait_for(lambda: not self._queue or self.stopped or self._is_closed, timeout)
             self._is_urgent = False
             return len(self._queue)
 
@@ -213,10 +217,12 @@ class UsageClient:
     def _done(self, count: int) -> None:
         """Forget the `count` oldest events."""
         with self._changed:
+            if self._is_closed:  # the file may be the next client's; sent again, they count once
+                return
             for _ in range(count):
                 self._queue.popleft()
             if self._file is not None:
-                temporary = self._file.with_suffix(".writing")
+                temporary = self._file.with_name(f"{self._file.name}.writing")
                 try:
                     temporary.write_bytes(b"".join(line + b"\n" for line in self._queue))
                     temporary.replace(self._file)

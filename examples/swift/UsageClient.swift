@@ -16,6 +16,9 @@ private let maxBatchEvents = 1_000
 private let maxBatchBytes = 1_048_576
 private let longestPauseSeconds = 60.0
 
+/// What `track` throws after `close`; the event is not counted.
+struct UsageClientClosed: Error {}
+
 /// A queue of events and a thread that sends them.
 final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     /// Why nothing is sent any more.
@@ -61,7 +64,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     /// Queue an event and return its id; nil when the queue is full, and the event is not counted.
     ///
     /// - Parameter quantity: in the metric's unit; Decimal for decimals, which stay exact
-    /// - Throws: when the file can't be written, or the metadata is no JSON
+    /// - Throws: when the file can't be written, the metadata is no JSON, or the client is closed
     @discardableResult
     func track(_ metric: String, _ quantity: Decimal, _ metadata: [String: Any] = [:]) throws -> String? {
         let id = UUID().uuidString.lowercased()
@@ -72,6 +75,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         let line = try JSONSerialization.data(withJSONObject: event)
         changed.lock()
         defer { changed.unlock() }
+        if isClosed { throw UsageClientClosed() }
         if queue.count >= maxQueued {
             log("queue full; an event of \(metric) is lost")
             return nil
@@ -89,7 +93,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         defer { changed.unlock() }
         isUrgent = true
         changed.broadcast()
-        wait(timeout) { queue.isEmpty || stopped != nil }
+        wait(timeout) { queue.isEmpty || stopped != nil || isClosed }
         isUrgent = false
         return queue.count
     }
@@ -227,6 +231,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     private func done(_ count: Int) {
         changed.lock()
         defer { changed.unlock() }
+        if isClosed { return }  // the file may be the next client's; sent again, they count once
         queue.removeFirst(count)
         if let queueFile {
             do {

@@ -61,9 +61,14 @@ export class UsageClient {
     if (this.queue.length > 0) this.sendLater();
   }
 
-  /** Queue an event and return its id; null when the queue is full, and the event is not counted. */
+  /**
+   * Queue an event and return its id; null when the queue is full, and the event is not counted.
+   *
+   * Throws when the quantity is no number, the file can't be written, or the client is closed.
+   */
   track(metric: string, quantity: number | string, metadata: Record<string, unknown> = {}): string | null {
     if (typeof quantity === "number" && !Number.isFinite(quantity)) throw new RangeError(`quantity is ${quantity}`);
+    if (this.ended.signal.aborted) throw new Error("this client is closed; the event is not counted");
     if (this.queue.length >= (this.options.maxQueued ?? 10_000)) {
       console.error(`queue full; an event of ${metric} is lost`);
       return null;
@@ -193,6 +198,7 @@ export class UsageClient {
 
   /** Forget the `count` oldest events. */
   private done(count: number): void {
+    if (this.ended.signal.aborted) return; // the file may be the next client's; sent again, they count once
     this.queue.splice(0, count);
     if (this.options.queueFile) {
       try {

@@ -27,11 +27,11 @@ EXAMPLES = PROJECT_ROOT / "examples"
 BUILD_SECONDS = 200
 
 
-def _python() -> list[str]:
+def built_python() -> list[str]:
     return [sys.executable, str(EXAMPLES / "python" / "usage_client.py")]
 
 
-def _typescript() -> list[str]:
+def built_typescript() -> list[str]:
     # Compiled, because Node runs TypeScript by itself only from 22.18 on; what it takes there is checked by
     # --erasableSyntaxOnly.
     modules = installed("typescript@5.9.3", "@types/node@20.19.43") / "node_modules"
@@ -59,8 +59,8 @@ def _kotlin() -> list[str]:
 
 
 _BUILDERS: dict[str, Callable[[], list[str]]] = {
-    "python": _python,
-    "typescript": _typescript,
+    "python": built_python,
+    "typescript": built_typescript,
     "swift": _swift,
     "kotlin": _kotlin,
 }
