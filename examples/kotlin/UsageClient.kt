@@ -259,8 +259,9 @@ class UsageClient(
 }
 
 // There is no JSON in the JVM's own library. Results are flat objects, so that this finds each of them, whatever
-// their messages say; quotes inside of a text are escaped, so that no text looks like a field.
-private val RESULT = Regex("""\{(?:[^{}"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+}""")
+// their messages say; quotes inside of a text are escaped, so that no text looks like a field. Android's ICU takes
+// braces only with a backslash.
+private val RESULT = Regex("""\{(?:[^\{\}"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+\}""")
 private val REJECTED = Regex(""""status"\s*:\s*"rejected"""")
 
 private fun resultsOf(body: String): List<String> {
