@@ -197,7 +197,6 @@ class UsageClient(
             connection.readTimeout = timeoutMs
             connection.instanceFollowRedirects = false // the key is not for other places
             connection.doOutput = true
-            connection.setFixedLengthStreamingMode(body.size)
             connection.setRequestProperty("Authorization", "Bearer $apiKey")
             connection.setRequestProperty("Content-Type", "application/json")
             connection.outputStream.use { it.write(body) }

@@ -116,8 +116,9 @@ class FaultServer:
         }.get(fault)
         if refused is not None:
             status, code = refused
-            wait = f"retry-after: {self.retry_after}\r\n" if status in (429, 503) else ""
-            self._write(writer, status, {"success": False, "error": {"code": code, "message": "no"}}, wait)
+            extra = f"retry-after: {self.retry_after}\r\n" if status in (429, 503) else ""
+            extra += "www-authenticate: Bearer\r\n" if status == 401 else ""
+            self._write(writer, status, {"success": False, "error": {"code": code, "message": "no"}}, extra)
             return True
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
