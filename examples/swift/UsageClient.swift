@@ -20,9 +20,14 @@ private let longestPauseSeconds = 60.0
 struct UsageClientClosed: Error {}
 
 /// A queue of events and a thread that sends them.
-final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
+final class UsageClient: @unchecked Sendable {
     /// Why nothing is sent any more.
-    private(set) var stopped: String?
+    var stopped: String? {
+        changed.lock()
+        defer { changed.unlock() }
+        return reasonToStop
+    }
+    private var reasonToStop: String?
     private let request: URLRequest
     private let queueFile: URL?
     private let maxQueued: Int
@@ -34,7 +39,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
     private var failures = 0
     private var isUrgent = false
     private var isClosed = false
-    private lazy var session = URLSession(configuration: .ephemeral, delegate: self, delegateQueue: nil)
+    private let session = URLSession(configuration: .ephemeral, delegate: NoRedirects(), delegateQueue: nil)
 
     /// - Parameters:
     ///   - queueFile: keeps what is not sent yet over the end of the app; one client a file
@@ -57,7 +62,6 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         self.flushSeconds = flushSeconds
         self.firstPauseSeconds = firstPauseSeconds
         self.queue = UsageClient.recall(queueFile)
-        super.init()
         Thread.detachNewThread { self.run() }
     }
 
@@ -93,7 +97,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         defer { changed.unlock() }
         isUrgent = true
         changed.broadcast()
-        wait(timeout) { queue.isEmpty || stopped != nil || isClosed }
+        wait(timeout) { queue.isEmpty || reasonToStop != nil || isClosed }
         isUrgent = false
         return queue.count
     }
@@ -106,16 +110,16 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         isClosed = true
         changed.broadcast()
         changed.unlock()
-        session.finishTasksAndInvalidate()
         return left
     }
 
     private func run() {
+        defer { session.finishTasksAndInvalidate() }
         while let batch = nextBatch() {
             let pause = send(batch)
             changed.lock()
             wait(pause) { isClosed }
-            let isOver = stopped != nil
+            let isOver = reasonToStop != nil
             changed.unlock()
             if isOver { return }
         }
@@ -185,7 +189,7 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.
         let reason = "the API answered \(status): \(String(decoding: data.prefix(300), as: UTF8.self))"
         changed.lock()
-        stopped = reason
+        reasonToStop = reason
         log("usage is not sent any more; \(queue.count) events are kept: \(reason)")
         changed.broadcast()
         changed.unlock()
@@ -202,14 +206,6 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
         }.resume()
         answered.wait()
         return answer.value
-    }
-
-    /// The key is not for other places.
-    func urlSession(
-        _ session: URLSession, task: URLSessionTask, willPerformHTTPRedirection response: HTTPURLResponse,
-        newRequest request: URLRequest, completionHandler: @escaping @Sendable (URLRequest?) -> Void
-    ) {
-        completionHandler(nil)
     }
 
     /// What was too large, or too slow for this line, goes in smaller pieces.
@@ -278,6 +274,16 @@ final class UsageClient: NSObject, URLSessionTaskDelegate, @unchecked Sendable {
 
     private func log(_ text: String) {
         FileHandle.standardError.write(Data("\(text)\n".utf8))
+    }
+}
+
+/// The key is not for other places.
+private final class NoRedirects: NSObject, URLSessionTaskDelegate {
+    func urlSession(
+        _ session: URLSession, task: URLSessionTask, willPerformHTTPRedirection response: HTTPURLResponse,
+        newRequest request: URLRequest, completionHandler: @escaping @Sendable (URLRequest?) -> Void
+    ) {
+        completionHandler(nil)
     }
 }
 
