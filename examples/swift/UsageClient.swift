@@ -67,7 +67,8 @@ final class UsageClient: @unchecked Sendable {
 
     /// Queue an event and return its id; nil when the queue is full, and the event is not counted.
     ///
-    /// - Parameter quantity: in the metric's unit; Decimal for decimals, which stay exact
+    /// - Parameter quantity: in the metric's unit; `Decimal(string: "0.1")` is exact, while Swift makes a literal such
+    ///   as 3.133 a Double first
     /// - Throws: when the file can't be written, the metadata is no JSON, or the client is closed
     @discardableResult
     func track(_ metric: String, _ quantity: Decimal, _ metadata: [String: Any] = [:]) throws -> String? {
