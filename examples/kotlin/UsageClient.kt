@@ -34,6 +34,7 @@ import kotlin.system.exitProcess
 private const val MAX_BATCH_EVENTS = 1_000
 private const val MAX_BATCH_BYTES = 1_048_576
 private const val LONGEST_PAUSE_MS = 60_000.0
+private const val LONGEST_ASKED_SECONDS = 3_600L
 
 /**
  * A queue of events and a thread that sends them.
@@ -175,7 +176,7 @@ class UsageClient(
         val asked = answer.retryAfter?.toLongOrNull()
         if ((status == 429 || status == 503) && asked != null) {
             // A little more than asked, so that all clients don't come back at the same moment.
-            return (asked * 1000 * Random.nextDouble(1.0, 1.2)).toLong()
+            return (asked.coerceIn(1, LONGEST_ASKED_SECONDS) * 1000 * Random.nextDouble(1.0, 1.2)).toLong()
         }
         if (status == 408 || status == 429 || status >= 500) return backOff("status $status")
         // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.

@@ -29,6 +29,7 @@ log = logging.getLogger("apex.usage")
 MAX_BATCH_EVENTS = 1_000
 MAX_BATCH_BYTES = 1_048_576
 LONGEST_PAUSE_SECONDS = 60.0
+LONGEST_ASKED_SECONDS = 3_600.0
 
 # Version 7 carries its time, which makes the API's own look-ups cheaper; any unique id will do.
 new_event_id = getattr(uuid, "uuid7", uuid.uuid4)
@@ -178,7 +179,7 @@ class UsageClient:
             return 0.0
         if status in (429, 503) and retry_after.isdecimal():
             # A little more than asked, so that all clients don't come back at the same moment.
-            return int(retry_after) * random.uniform(1.0, 1.2)
+            return min(max(float(retry_after), 1.0), LONGEST_ASKED_SECONDS) * random.uniform(1.0, 1.2)
         if status in (408, 429) or status >= 500:
             return self._back_off(f"status {status}")
         # 401 and 403: the key is no good. Others: address or client is wrong. Repeating mends nothing.

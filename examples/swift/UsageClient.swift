@@ -15,6 +15,7 @@ import FoundationNetworking
 private let maxBatchEvents = 1_000
 private let maxBatchBytes = 1_048_576
 private let longestPauseSeconds = 60.0
+private let longestAskedSeconds = 3_600.0
 
 /// What `track` throws after `close`; the event is not counted.
 struct UsageClientClosed: Error {}
@@ -182,9 +183,9 @@ final class UsageClient: @unchecked Sendable {
             done(1)
             return 0
         }
-        if status == 429 || status == 503, let asked = response.value(forHTTPHeaderField: "Retry-After").flatMap(Double.init) {
+        if status == 429 || status == 503, let asked = response.value(forHTTPHeaderField: "Retry-After").flatMap({ Int($0) }) {
             // A little more than asked, so that all clients don't come back at the same moment.
-            return asked * Double.random(in: 1...1.2)
+            return min(max(Double(asked), 1), longestAskedSeconds) * Double.random(in: 1...1.2)
         }
         if status == 408 || status == 429 || status >= 500 { return backOff("status \(status)") }
         // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.

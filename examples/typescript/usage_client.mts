@@ -20,6 +20,7 @@ import { pathToFileURL } from "node:url";
 const MAX_BATCH_EVENTS = 1_000;
 const MAX_BATCH_BYTES = 1_048_576;
 const LONGEST_PAUSE_MS = 60_000;
+const LONGEST_ASKED_MS = 3_600_000;
 
 export interface Options {
   /** Keeps what is not sent yet over the end of this program; one client a file. Without it memory is all. */
@@ -174,7 +175,7 @@ export class UsageClient {
     }
     if ((status === 429 || status === 503) && /^\d+$/.test(retryAfter)) {
       // A little more than asked, so that all clients don't come back at the same moment.
-      return Number(retryAfter) * 1000 * (1 + Math.random() * 0.2);
+      return Math.min(Math.max(Number(retryAfter) * 1000, 1000), LONGEST_ASKED_MS) * (1 + Math.random() * 0.2);
     }
     if (status === 408 || status === 429 || status >= 500) return this.backOff(`status ${status}`);
     // 401 and 403: the key is no good. Others: the address or this client is wrong. Repeating mends neither.

@@ -194,6 +194,20 @@ def test_the_same_ids_are_sent_again_after_each_kind_of_failure(run: Callable[..
         assert server.keys == {KEY.lower()}
 
 
+@pytest.mark.parametrize("asked", ["0", "9" * 30])
+def test_a_wild_retry_after_neither_ends_the_client_nor_lets_it_hammer(
+    run: Callable[..., Program], asked: str
+) -> None:
+    with FaultServer(fault=lambda _: Fault.TOO_MANY, retry_after=asked) as server:
+        program = run(server.url)
+        program.track("impressions 1")
+        program.wait_for(lambda: server.requests > 0)
+        time.sleep(0.7)
+        # Kotlin and Swift take what is no number of theirs for none, and back off.
+        assert server.requests < 15
+        assert not any("Error" in line or "Exception" in line for line in program.said)
+
+
 def test_events_go_on_leaving_by_themselves_after_a_slow_answer(run: Callable[..., Program]) -> None:
     with FaultServer(delay_seconds=2 * FLUSH_SECONDS) as server:
         program = run(server.url)
