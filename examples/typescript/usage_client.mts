@@ -6,7 +6,7 @@
  *     await usage.close();
  *
  * An event gets its id and its time in `track` and keeps both: the API counts an id once, so sending again what
- * may have arrived is always safe. Needs Node 20 (22.18 to run this file as it is), and nothing else.
+ * may have arrived is always safe. Needs Node 20.3 (22.18 to run this file as it is), and nothing else.
  */
 
 import { randomUUID } from "node:crypto";
