@@ -305,7 +305,7 @@ CURRENT = Endpoint(
                     "impressions_overage": 200345,
                     "impressions_overage_cost_cents": 1983,
                     "total_overage_cost_cents": 1983,
-                    "currency": "USD",
+                    "currency": "usd",
                 },
             },
         ),
