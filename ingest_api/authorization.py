@@ -13,6 +13,9 @@ from ingest_api.keys import KeyProblem, KeyRefused, KeyRing
 from ingest_api.request_body import RequestHeaders
 from ingest_api.responses import HttpError
 
+# RFC 6750 wants a parameter; without one Foundation's HTTP client on Linux ends the app that asked.
+CHALLENGE = 'Bearer realm="apex"'
+
 _KEY_MESSAGES = {
     KeyProblem.MISSING: "send the API key as `Authorization: Bearer apx_...` (usage: or api_key in the body)",
     KeyProblem.UNKNOWN: "there is no such API key",
@@ -43,7 +46,7 @@ async def require_key(
     try:
         record = await keys.resolve(key, now)
     except KeyRefused as error:
-        headers = [("www-authenticate", "Bearer")]
+        headers = [("www-authenticate", CHALLENGE)]
         raise HttpError(401, error.problem, _KEY_MESSAGES[error.problem], headers) from error
     except KeysUnavailable as error:
         message = "API keys can't be checked at the moment; send it again"

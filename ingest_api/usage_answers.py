@@ -25,7 +25,7 @@ from apex_pipelines.platform.catalogue import Metric, Plan
 from apex_pipelines.platform.clock import Clock
 from apex_pipelines.platform.logging import get_logger
 from ingest_api import metrics
-from ingest_api.authorization import bearer
+from ingest_api.authorization import CHALLENGE, bearer
 from ingest_api.counted_usage import CountedUsage
 from ingest_api.database import DatabaseAway
 from ingest_api.metrics import Counters
@@ -297,7 +297,7 @@ def _rate_headers(standing: Standing) -> Headers:
 
 
 def _unauthorized(code: str, message: str) -> HttpError:
-    challenge = "Bearer" if code == TokenProblem.MISSING else 'Bearer error="invalid_token"'
+    challenge = CHALLENGE if code == TokenProblem.MISSING else f'{CHALLENGE}, error="invalid_token"'
     return HttpError(401, code, message, [("www-authenticate", challenge)])
 
 

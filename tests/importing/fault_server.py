@@ -117,7 +117,7 @@ class FaultServer:
         if refused is not None:
             status, code = refused
             extra = f"retry-after: {self.retry_after}\r\n" if status in (429, 503) else ""
-            extra += "www-authenticate: Bearer\r\n" if status == 401 else ""
+            extra += 'www-authenticate: Bearer realm="apex"\r\n' if status == 401 else ""
             self._write(writer, status, {"success": False, "error": {"code": code, "message": "no"}}, extra)
             return True
         if headers.get("content-encoding") == "gzip":

@@ -274,6 +274,7 @@ def test_headers_that_nobody_should_send_harm_nothing(ready: tuple[Api, Account]
         ):
             answer = http.post(TRACK, content=raw_event(), headers=[(b"authorization", value)])
             assert answer.status_code == 401, value[:20]
+            assert answer.headers["www-authenticate"] == 'Bearer realm="apex"'
         odd = {**account.bearer, "content-type": "x" * 8000}
         assert http.post(TRACK, content=raw_event(), headers=odd).status_code == 415
         for path in (

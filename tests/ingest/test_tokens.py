@@ -170,7 +170,7 @@ def test_the_api_says_why_a_token_is_refused_and_counts_nothing_for_it(
             answer = ask(token)
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == problem
-            assert answer.headers["www-authenticate"].startswith("Bearer")
+            assert answer.headers["www-authenticate"].startswith('Bearer realm="apex"')
             assert "ratelimit-limit" not in answer.headers
     stranger = ask(signed(sub="cus_nobody"))
     assert (stranger.status_code, stranger.json()["error"]["code"]) == (401, "unknown_customer")
