@@ -106,7 +106,7 @@ def test_each_event_counts_once_while_the_api_is_killed_and_says_slow_down(
     # Clients stamp events with the machine's time, so the API must go by that too.
     api = new_api(
         APEX_CLOCK="system",
-        APEX_API_KEY_EVENTS_PER_SECOND="300",
+        APEX_API_KEY_EVENTS_PER_SECOND="100",
         APEX_API_KEY_BURST_EVENTS="200",
         APEX_API_MAX_BATCH_EVENTS="150",
     )
@@ -114,7 +114,7 @@ def test_each_event_counts_once_while_the_api_is_killed_and_says_slow_down(
     program = run(api.url, account.key)
     quantity = 0
     for seconds in (0.0, 0.1, 0.6):
-        lines = [f"impressions {quantity + number}" for number in range(1, 301)]
+        lines = [f"impressions {quantity + number}" for number in range(1, 401)]
         quantity += len(lines)
         program.track(*lines)
         program.wait_for(lambda: throttled(api.url) > 0)
@@ -225,7 +225,7 @@ def test_batches_shrink_for_a_line_that_is_too_slow_and_grow_again_slowly(
 ) -> None:
     faults = {1: Fault.SILENT, 2: Fault.TOO_SLOW, 3: Fault.TOO_LARGE}
     with FaultServer(fault=lambda number: faults.get(number, Fault.NONE)) as server:
-        program = run(server.url, APEX_TIMEOUT_SECONDS="0.5", APEX_FLUSH_SECONDS="10")
+        program = run(server.url, APEX_TIMEOUT_SECONDS="1", APEX_FLUSH_SECONDS="10")
         program.track(*["impressions 1"] * 80)
         assert program.end() == 0
         assert server.batch_sizes[:4] == [10, 11, 12, 13]
