@@ -28,11 +28,12 @@ from pathlib import Path
 
 import msgspec
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from pydantic import ValidationError
 
 from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.platform.clock import SystemClock
 from apex_pipelines.platform.logging import capture_library_logs, configure_logging, get_logger
-from apex_pipelines.settings import Settings
+from apex_pipelines.settings import Settings, settings_problems
 from ingest_api.dead_letters import DeadLetter, DeadLetters
 from ingest_api.landing import Landing, LandingIncomplete
 from ingest_api.loader_status import LoaderStatus, read_status, write_status
@@ -311,7 +312,11 @@ def main() -> int:
         prog="python -m ingest_api.loader", description="Load the spool into ClickHouse."
     )
     parser.parse_args()
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(f"error: settings are wrong: {settings_problems(error)}", file=sys.stderr)
+        return 1
     configure_logging(settings.log_level, settings.log_format)
     capture_library_logs(settings.log_format)
     stop = threading.Event()

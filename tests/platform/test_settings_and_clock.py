@@ -130,10 +130,11 @@ def test_limits_that_contradict_each_other_are_told_with_the_way_out() -> None:
         Settings(api_max_uploading_bytes=10)
 
 
-def test_the_api_tells_a_wrong_setting_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["ingest_api", "ingest_api.loader"])
+def test_a_wrong_setting_is_told_in_one_line(module: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "ingest_api"], env=child_environment(settings, APEX_API_READS_PER_WINDOW="0"),
+        [sys.executable, "-m", module], env=child_environment(settings, APEX_API_READS_PER_WINDOW="0"),
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 1
