@@ -21,9 +21,9 @@ from tests.importing.fault_server import Fault, FaultServer
 from tests.ingest.conftest import Account, Api, LoaderProcess
 
 KEY = "apx_live_0123456789"
-FLUSH_SECONDS = 0.3
+FLUSH_SECONDS = 0.15
 # Long waits would show nothing more.
-WAITS = {"APEX_FLUSH_SECONDS": str(FLUSH_SECONDS), "APEX_FIRST_PAUSE_SECONDS": "0.02"}
+WAITS = {"APEX_FLUSH_SECONDS": str(FLUSH_SECONDS), "APEX_FIRST_PAUSE_SECONDS": "0.01"}
 
 
 class Program:
@@ -106,15 +106,15 @@ def test_each_event_counts_once_while_the_api_is_killed_and_says_slow_down(
     # Clients stamp events with the machine's time, so the API must go by that too.
     api = new_api(
         APEX_CLOCK="system",
-        APEX_API_KEY_EVENTS_PER_SECOND="100",
-        APEX_API_KEY_BURST_EVENTS="200",
+        APEX_API_KEY_EVENTS_PER_SECOND="150",
+        APEX_API_KEY_BURST_EVENTS="150",
         APEX_API_MAX_BATCH_EVENTS="150",
     )
     new_loader()
     program = run(api.url, account.key)
     quantity = 0
     for seconds in (0.0, 0.1, 0.6):
-        lines = [f"impressions {quantity + number}" for number in range(1, 401)]
+        lines = [f"impressions {quantity + number}" for number in range(1, 201)]
         quantity += len(lines)
         program.track(*lines)
         program.wait_for(lambda: throttled(api.url) > 0)
@@ -202,7 +202,7 @@ def test_a_wild_retry_after_neither_ends_the_client_nor_lets_it_hammer(
         program = run(server.url)
         program.track("impressions 1")
         program.wait_for(lambda: server.requests > 0)
-        time.sleep(0.7)
+        time.sleep(0.3)
         # Kotlin and Swift take what is no number of theirs for none, and back off.
         assert server.requests < 15
         assert not any("Error" in line or "Exception" in line for line in program.said)
