@@ -13,7 +13,7 @@ from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.settings import Settings, child_environment
 from tests.conftest import stop
-from tests.ingest.test_crashes import write_segment
+from tests.ingest.spool_files import write_segment
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from tests.ingest.conftest import Account, event
-from tests.ingest.test_webhooks import stripe_event, stripe_headers
+from tests.ingest.webhook_bodies import stripe_event, stripe_headers
 
 QUANTITY = 3  # of each event
 

@@ -8,39 +8,20 @@ import resource
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import httpx
-import msgspec
 import sqlalchemy as sa
 
 from apex_pipelines.customers.keys import revoke_key
 from apex_pipelines.customers.models import KeyScope
-from apex_pipelines.metering.events import AcceptedEvent
 from apex_pipelines.settings import Settings
-from ingest_api.spool.frames import scan
 from tests.ingest.conftest import Account, Api, event
+from tests.ingest.spool_files import spooled
+from tests.ingest.waiting import until
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)  # where the settings of these tests let time stand
-
-
-def spooled(spool_dir: Path) -> list[AcceptedEvent]:
-    """All events on disk, in the order of writing."""
-    files = sorted([*spool_dir.glob("*.open"), *spool_dir.glob("*.seg")], key=lambda path: path.stem)
-    decode = msgspec.msgpack.Decoder(list[AcceptedEvent]).decode
-    frames = [frame for path in files for frame in scan(path.read_bytes()).frames]
-    return [row for frame in frames for row in decode(frame.payload)]
-
-
-def until(holds: Callable[[], bool], seconds: float = 15) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.05)
 
 
 def test_a_tracked_event_is_on_disk_when_it_is_acknowledged(

@@ -21,7 +21,8 @@ from ingest_api.spool.backlog import DrainEstimate
 from ingest_api.spool.group_commit import SpoolBusy, SpoolFull, SpoolLimits, SpoolUnavailable, SpoolWriter
 from ingest_api.spool.segments import SEALED, list_segments
 from tests.ingest.conftest import Account, Api, event
-from tests.ingest.test_answers import spooled, until
+from tests.ingest.spool_files import spooled
+from tests.ingest.waiting import until
 
 
 class Ticks:

@@ -20,8 +20,9 @@ from ingest_api.spool.segments import SEALED, begun_at_ms, list_segments
 from tests.ingest.books import stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, Neighbour, event
 from tests.ingest.insistent_clients import InsistentClients
-from tests.ingest.test_answers import spooled, until
-from tests.ingest.test_loader import accepted, loading, spool
+from tests.ingest.loading import loading
+from tests.ingest.spool_files import accepted, spool, spooled
+from tests.ingest.waiting import until
 
 HOURS = 3600
 NewApi = Callable[..., Api]

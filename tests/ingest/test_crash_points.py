@@ -21,8 +21,8 @@ from tests.ingest.conftest import Account, Api, LoaderProcess, Warehouse
 from tests.ingest.insistent_clients import InsistentClients
 from tests.ingest.kill_at import POINTS, Point, Role, Trap
 from tests.ingest.kill_plan import NAMED_ROUNDS
-from tests.ingest.test_loader import accepted
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.spool_files import accepted
+from tests.ingest.webhook_bodies import SECRETS
 from tests.warehouse_models.conftest import Models
 
 UNDECODABLE = b"\xc1 no msgpack"

@@ -10,20 +10,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 import sqlalchemy as sa
 
 from apex_pipelines.settings import Settings
 from ingest_api.loader_status import read_status
-from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
-from ingest_api.spool.segments import SEALED, new_segment_name
 from tests.ingest.books import assert_each_counts_once, stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, Warehouse
 from tests.ingest.insistent_clients import InsistentClients
 from tests.ingest.kill_plan import LONG_KILLS, RANDOM_KILLS
-from tests.ingest.test_answers import until
-from tests.ingest.test_loader import accepted
+from tests.ingest.spool_files import write_segment
+from tests.ingest.waiting import until
 from tests.warehouse_models.conftest import Models
 
 
@@ -201,12 +198,3 @@ def test_killing_loader_and_warehouse_over_a_backlog_of_tiny_segments_stores_eac
     assert stored(client) == Counter(sent)
     assert_each_counts_once(Models(front.settings, client, tmp_path), sent)
     client.close()
-
-
-def write_segment(folder: Path, ids: list[str]) -> None:
-    """A sealed segment, as if a worker had written it; not synced, since no power is cut here."""
-    payload = msgspec.msgpack.encode([accepted(name) for name in ids])
-    data = FILE_HEADER + encode_frame(payload, 0, len(ids)) + encode_footer(len(ids))
-    path = folder / f"{new_segment_name('w0')}.new"
-    path.write_bytes(data)
-    path.rename(path.with_suffix(SEALED))

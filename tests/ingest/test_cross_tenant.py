@@ -25,7 +25,7 @@ from apex_pipelines.customers.tokens import AUDIENCE, ISSUER, issue_token
 from ingest_api.endpoints import ENDPOINTS, JSON, BodyForm, Endpoint, Security
 from tests.ingest.books import wait_until_landed
 from tests.ingest.conftest import CREATED, NOW, Account, Api, LoaderProcess, Reader, event
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.webhook_bodies import SECRETS
 
 SECRET = "s" * 64  # long enough for each algorithm that is tried
 # A figure and names that stand nowhere else: whoever sees one of them has seen the victim's data. The metric

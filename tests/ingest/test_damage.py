@@ -19,7 +19,8 @@ from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame, sc
 from ingest_api.spool.reading import read_segment, recover_abandoned
 from ingest_api.spool.segments import OPEN, RESERVED_BYTES, SEALED, new_segment_name
 from tests.ingest.conftest import Api
-from tests.ingest.test_loader import accepted, loading, rows, wait_until_empty
+from tests.ingest.loading import loading, rows, wait_until_empty
+from tests.ingest.spool_files import accepted
 
 EVENTS = [[accepted("a")], [accepted("b"), accepted("c")], [accepted("d", quantity=-1)]]
 _decode = msgspec.msgpack.Decoder(list[AcceptedEvent]).decode

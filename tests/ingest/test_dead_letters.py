@@ -28,7 +28,8 @@ from ingest_api.dead_letters import DeadLetter, DeadLetters, LetterName, NoSuchL
 from ingest_api.raw_events import Batch, RawEvents
 from ingest_api.spool.segments import SEALED, new_segment_name
 from ingest_api.spool.writing import SegmentFile
-from tests.ingest.test_loader import accepted, loading, rows, spool, wait_until_empty
+from tests.ingest.loading import loading, rows, wait_until_empty
+from tests.ingest.spool_files import accepted, spool
 
 _MAX_PARAMETER_BYTES = 131_072  # the default of http_max_field_value_size
 BINARY = b"\xc1 no msgpack \x00\xff\xfe\n'\"\\"

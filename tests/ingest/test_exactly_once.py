@@ -36,7 +36,8 @@ from tests.conftest import wait_until_up
 from tests.ingest.books import wait_until_landed
 from tests.ingest.conftest import CREATED, NOW, STARTED, Account, Api, LoaderProcess, Reader, event
 from tests.ingest.counted_by_hand import Count, Event, Terms, first_of_each, refusal
-from tests.ingest.test_answers import BAD_EVENTS, until
+from tests.ingest.test_answers import BAD_EVENTS
+from tests.ingest.waiting import until
 from tests.warehouse_models.conftest import Models
 
 MARTS = ["usage_daily", "usage_records", "usage_by_period", "customers", "onboarding", "churn_features"]

@@ -15,7 +15,8 @@ import pytest
 
 from apex_pipelines.settings import Settings
 from tests.ingest.conftest import Account, Api, Neighbour, event
-from tests.ingest.test_answers import NDJSON, spooled
+from tests.ingest.spool_files import spooled
+from tests.ingest.test_answers import NDJSON
 
 TRACK, BATCH = "/api/usage/track", "/api/usage/batch"
 GZIP = {"content-encoding": "gzip"}

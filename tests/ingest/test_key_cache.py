@@ -25,7 +25,8 @@ from ingest_api.key_cache import KeyCache, KnownKey, store_name
 from ingest_api.key_lookup import KeyRecord, KeysUnavailable
 from ingest_api.keys import KeyProblem, KeyRefused, KeyRing
 from tests.ingest.conftest import CREATED, Api, event, kill_postgres
-from tests.ingest.test_answers import NOW, until
+from tests.ingest.test_answers import NOW
+from tests.ingest.waiting import until
 
 DAY = 86_400.0
 

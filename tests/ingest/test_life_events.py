@@ -17,7 +17,9 @@ from apex_pipelines.metering.life_events import LIFE_EVENTS, LifeEvent
 from apex_pipelines.platform import catalogue
 from apex_pipelines.settings import Settings
 from tests.ingest.conftest import CREATED, Account, Api, LoaderProcess, event
-from tests.ingest.test_answers import NOW, spooled, until
+from tests.ingest.spool_files import spooled
+from tests.ingest.test_answers import NOW
+from tests.ingest.waiting import until
 
 # Each type with what it must say, and the metric and quantity that it counts as.
 TYPES: list[tuple[dict[str, Any], str, int]] = [

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import httpx
 import msgspec
@@ -26,57 +24,9 @@ from ingest_api.spool.segments import SEALED, list_segments, new_segment_name
 from ingest_api.spool.writing import SegmentFile
 from tests.conftest import free_port
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
-from tests.ingest.test_answers import until
-
-
-def accepted(event_id: str, **changes: object) -> AcceptedEvent:
-    base = AcceptedEvent(
-        "cus_1", event_id, "impressions", 3, 1_780_000_000_123, 1_780_000_000_000_456, "{}", "", ""
-    )
-    return msgspec.structs.replace(base, **changes)
-
-
-def spool(folder: Path, *requests: list[AcceptedEvent]) -> str:
-    """A sealed segment with one frame for each request; its batch id."""
-    folder.mkdir(parents=True, exist_ok=True)
-    segment = SegmentFile.create(folder, "w0")
-    segment.append([(msgspec.msgpack.encode(request), len(request)) for request in requests])
-    segment.seal()
-    return segment.batch_id
-
-
-@contextlib.contextmanager
-def loading(settings: Settings) -> Iterator[None]:
-    """A loader in a thread; what it raises comes out at the end."""
-    stop = threading.Event()
-    failures: list[Exception] = []
-
-    def body() -> None:
-        try:
-            loader.run(settings, stop)
-        except Exception as error:  # noqa: BLE001 - handed to the test below
-            failures.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not failures, failures
-
-
-def wait_until_empty(spool_dir: Path, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while list_segments(spool_dir, SEALED):
-        assert time.monotonic() < deadline, "the spool was not emptied in time"
-        time.sleep(0.02)
-
-
-def rows(warehouse: Client) -> list[tuple[object, ...]]:
-    query = "select event_id, batch_id, batch_row from raw.usage_events order by batch_id, batch_row"
-    return [tuple(row) for row in warehouse.query(query).result_rows]
+from tests.ingest.loading import loading, rows, wait_until_empty
+from tests.ingest.spool_files import accepted, spool
+from tests.ingest.waiting import until
 
 
 def test_each_column_lands_as_it_was_accepted(settings: Settings, warehouse: Client) -> None:

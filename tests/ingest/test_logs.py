@@ -20,7 +20,7 @@ from apex_pipelines.platform.logging import mask_secrets
 from apex_pipelines.settings import Settings
 from tests.conftest import free_port
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
-from tests.ingest.test_webhooks import RESEND_SECRET, SECRETS, STRIPE_SECRET, resend_headers, stripe_headers
+from tests.ingest.webhook_bodies import RESEND_SECRET, SECRETS, STRIPE_SECRET, resend_headers, stripe_headers
 
 JWT_SECRET = "not-to-be-seen-anywhere-0123456789"
 DATABASE_PASSWORD = "hunter2hunter2"

@@ -23,8 +23,8 @@ from ingest_api.exposition import render
 from ingest_api.metrics import SharedCounters
 from ingest_api.spool.segments import SpoolUsage
 from tests.ingest.conftest import CREATED, Account, Api, LoaderProcess, event
-from tests.ingest.test_answers import until
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.waiting import until
+from tests.ingest.webhook_bodies import SECRETS
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

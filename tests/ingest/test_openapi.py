@@ -25,7 +25,7 @@ from ingest_api.requests import Request
 from ingest_api.responses import Response
 from ingest_api.routing import Router
 from tests.ingest.conftest import CREATED, Account, Api, event
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.webhook_bodies import SECRETS
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ERRORS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503}

@@ -17,8 +17,8 @@ from tests.ingest.books import assert_each_counts_once, stored, wait_until_lande
 from tests.ingest.conftest import Account, Api, LoaderProcess, event, kill_postgres
 from tests.ingest.insistent_clients import QUANTITY, InsistentClients
 from tests.ingest.kill_plan import RANDOM_KILLS
-from tests.ingest.test_answers import until
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.waiting import until
+from tests.ingest.webhook_bodies import SECRETS
 from tests.warehouse_models.conftest import Models
 
 

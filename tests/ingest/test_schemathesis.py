@@ -22,7 +22,7 @@ from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.settings import Settings
 from tests.ingest.conftest import CREATED, Account, Api
 from tests.ingest.test_answers import NOW
-from tests.ingest.test_webhooks import SECRETS
+from tests.ingest.webhook_bodies import SECRETS
 
 PROGRAM = os.environ.get("SCHEMATHESIS") or shutil.which(
     "schemathesis", path=str(Path(sys.executable).parent)

@@ -23,8 +23,9 @@ from tests.conftest import mounted
 from tests.ingest.books import stored, wait_until_landed
 from tests.ingest.conftest import Account, Api, LoaderProcess, event
 from tests.ingest.insistent_clients import InsistentClients
-from tests.ingest.test_answers import spooled, until
+from tests.ingest.spool_files import spooled
 from tests.ingest.test_spool import LIMITS, all_payloads, run_writer
+from tests.ingest.waiting import until
 
 MIB = 1 << 20
 _EXT4_IOC_SHUTDOWN = 0x8004587D

@@ -17,7 +17,8 @@ import pytest
 
 from apex_pipelines.settings import Settings
 from tests.ingest.conftest import Account, Api, Neighbour, event
-from tests.ingest.test_answers import spooled, until
+from tests.ingest.spool_files import spooled
+from tests.ingest.waiting import until
 
 MIB = 1 << 20
 TRACK = b"POST /api/usage/track HTTP/1.1\r\nHost: x\r\n"
