@@ -73,6 +73,11 @@ class Database:
                 connect_timeout=2,
                 options=self._options,
                 tcp_user_timeout=2000,
+                # That counts only while something of ours is not received. A host that died after it received
+                # a question would be waited for two hours.
+                keepalives_idle=2,
+                keepalives_interval=1,
+                keepalives_count=3,
                 application_name="ingest_api",
             )
         return self._connection

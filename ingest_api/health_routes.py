@@ -98,7 +98,7 @@ class HealthRoutes:
         them the events that they can still take.
         """
         postgres = PostgresCheck(await self.keys.is_reachable())
-        keys = KeysCheck(postgres.ok or self.keys.has_usable())
+        keys = KeysCheck(postgres.ok or self.keys.has_usable(self.clock.now()))
         usage = await asyncio.to_thread(self._usage)
         if usage is None:
             spool = SpoolCheck(False, 0, 0, 0.0, True)

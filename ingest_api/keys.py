@@ -7,7 +7,8 @@ Keys are held as SHA-256 digests only. An answer is used for `fresh_seconds`, wh
 key still works; when PostgreSQL can't be asked, known keys go on working on their last answer, because
 telemetry of paying customers must not be lost to an outage of ours. That ends when the answer is older than
 `outage_seconds`, and it holds over restarts: what is known is kept in a file (`key_cache`). After a look-up
-that failed, or hangs, no request waits: PostgreSQL is asked in the background until it answers again.
+that failed, or hangs, no request waits: PostgreSQL is asked in the background, one question at
+a time, until it answers again.
 """
 
 from __future__ import annotations
@@ -131,22 +132,23 @@ class KeyRing:
         record = answer.record
         if record is None:
             raise KeyRefused(KeyProblem.UNKNOWN)
-        if record.revoked_at is not None:
-            raise KeyRefused(KeyProblem.REVOKED)
-        if record.expires_at is not None and record.expires_at <= now:
-            raise KeyRefused(KeyProblem.EXPIRED)
+        problem = _problem(record, now)
+        if problem is not None:
+            raise KeyRefused(problem)
         return record
 
     async def is_reachable(self) -> bool:
-        """Whether PostgreSQL answers; it is asked once a second at most, so that no key waits for a flood."""
+        """Whether PostgreSQL answers; it is asked about once a second, so that no key waits for a flood."""
         if time.monotonic() - self._answered_at <= _CHECK_SECONDS:
             return not self._is_away
         return await self._is_told(_NO_KEY)
 
-    def has_usable(self) -> bool:
+    def has_usable(self, now: datetime) -> bool:
         """Whether some key would be answered for without PostgreSQL."""
         return any(
-            answer.record is not None and answer.record.revoked_at is None and not self._is_too_old(answer)
+            answer.record is not None
+            and _problem(answer.record, now) is None
+            and not self._is_too_old(answer)
             for answer in reversed(self._known.values())
         )
 
@@ -312,3 +314,11 @@ class KeyRing:
             self._cache.save(known)
         except OSError as error:
             log.error("API keys can't be remembered for the next start", error=str(error))
+
+
+def _problem(record: KeyRecord, now: datetime) -> KeyProblem | None:
+    if record.revoked_at is not None:
+        return KeyProblem.REVOKED
+    if record.expires_at is not None and record.expires_at <= now:
+        return KeyProblem.EXPIRED
+    return None

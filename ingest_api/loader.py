@@ -186,7 +186,8 @@ class Loader:
 
     def _note_unreadable(self, path: Path, error: OSError) -> None:
         if path not in self._unreadable:
-            log.error("segment can't be read; tried again and again", batch_id=path.stem, error=str(error))
+            message = "segment can't be read, or its damage not be set aside; tried again and again"
+            log.error(message, batch_id=path.stem, error=str(error))
         self._unreadable[path] = time.monotonic()
 
     def _land(self, group: list[Segment]) -> None:
@@ -223,7 +224,9 @@ class Loader:
         self._status.unreadable = len(self._unreadable)
         # An idle loader with segments that it can't read is not well.
         is_well = not is_idle or not self._unreadable
-        if is_well and (not is_idle or now - (self._status.last_success_at or 0.0) >= _IDLE_STATUS_SECONDS):
+        if is_well and (
+            not is_idle or abs(now - (self._status.last_success_at or 0.0)) >= _IDLE_STATUS_SECONDS
+        ):
             self._status.last_success_at = now
             is_news = True
         if is_news:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from ingest_api.spool.frames import FILE_HEADER, encode_footer, encode_frame
 from ingest_api.spool.segments import NEW, OPEN, RESERVED_BYTES, SEALED, new_segment_name, sync_folder
 
 _CLOSED = -1
+_MAX_AHEAD = 1_048_576
 
 
 class SegmentFile:
@@ -48,7 +50,7 @@ class SegmentFile:
         Raises
         ------
         OSError
-            If the disk is full, read-only or failing; nothing but perhaps an empty `.new` file remains.
+            If the disk is full, read-only or failing; a file without an event may remain.
         """
         batch_id = new_segment_name(worker)
         path = folder / f"{batch_id}{NEW}"
@@ -124,13 +126,14 @@ class SegmentFile:
         is cheaper; and it is honest (decision 0012): once a file system has given up its journal, ext4 says
         yes to a sync whose bytes are lost with the new length, or with the mark that its block is in use.
         """
-        reserved = self._reserved
-        while reserved < size:
-            reserved *= 2
-        if reserved > self._reserved:
-            write_zeros(self._descriptor, self._reserved, reserved)
-            sync(self._descriptor)
-            self._reserved = reserved
+        if size <= self._reserved:
+            return
+        # As much again as it holds, so that small segments stay small and large ones seldom stop for it.
+        wanted = size + min(size, _MAX_AHEAD)
+        reserved = math.ceil(wanted / RESERVED_BYTES) * RESERVED_BYTES
+        write_zeros(self._descriptor, self._reserved, reserved)
+        sync(self._descriptor)
+        self._reserved = reserved
 
     def _close(self) -> None:
         """Close the file once: its number may be another file's a moment later."""
@@ -154,7 +157,7 @@ def check_writable(folder: Path) -> None:
 def write_zeros(descriptor: int, start: int, end: int) -> None:
     """Fill a file with zeros from one position to another, in blocks that are in use from then on."""
     while start < end:
-        start += os.pwrite(descriptor, bytes(end - start), start)
+        start += os.pwrite(descriptor, bytes(min(end - start, _MAX_AHEAD)), start)
 
 
 def sync(descriptor: int) -> None:

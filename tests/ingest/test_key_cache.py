@@ -306,7 +306,7 @@ def test_while_postgres_refuses_it_is_asked_once_a_second_and_nobody_waits(
 
 
 def test_a_flood_of_checks_asks_postgres_once_and_holds_up_no_key(tmp_path: Path, clock: ManualClock) -> None:
-    answers = Answers(record("apx_good"))
+    answers = Answers(record("apx_good", expires_at=NOW + timedelta(hours=1)))
     answers.slow_seconds = 0.05
 
     async def use() -> None:
@@ -324,7 +324,8 @@ def test_a_flood_of_checks_asks_postgres_once_and_holds_up_no_key(tmp_path: Path
         await asyncio.sleep(1.1)
         assert not any(await asyncio.gather(*(keys.is_reachable() for _ in range(200))))
         assert answers.asked == 3
-        assert keys.has_usable()
+        assert keys.has_usable(NOW)
+        assert not keys.has_usable(NOW + timedelta(hours=1))
         await asyncio.to_thread(keys.close)
 
     in_a_life(use)
