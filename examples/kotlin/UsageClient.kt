@@ -140,7 +140,7 @@ class UsageClient(
         await(flushMs) { isUrgent || isClosed || queue.size >= batchLimit }
         if (isClosed) return emptyList()
         val batch = mutableListOf<String>()
-        var size = 2
+        var size = 0
         for (line in queue) {
             size += line.toByteArray().size + 1
             if (batch.size == batchLimit || (batch.isNotEmpty() && size > MAX_BATCH_BYTES)) break
@@ -152,7 +152,8 @@ class UsageClient(
     /** Send one batch; returns the milliseconds to wait before the next. */
     private fun send(batch: List<String>): Long {
         val answer = try {
-            post("[${batch.joinToString(",")}]".toByteArray())
+            // One event a line, not one array: then an event that is no JSON is rejected without the others.
+            post(batch.joinToString("\n").toByteArray())
         } catch (error: IOException) {
             if (error is SocketTimeoutException) halve(batch)
             return backOff("no answer ($error)")
@@ -162,7 +163,9 @@ class UsageClient(
             val results = resultsOf(answer.body)
             if (results.size != batch.size) return backOff("an answer that makes no sense")
             // They would be rejected again; accepted and duplicate are both done.
-            results.filter { REJECTED.containsMatchIn(it) }.forEach { log("an event was rejected: $it") }
+            for ((line, result) in batch.zip(results)) {
+                if (REJECTED.containsMatchIn(result)) log("an event is rejected ($result): ${line.take(200)}")
+            }
             done(batch.size)
             return 0
         }
@@ -199,7 +202,7 @@ class UsageClient(
             connection.instanceFollowRedirects = false // the key is not for other places
             connection.doOutput = true
             connection.setRequestProperty("Authorization", "Bearer $apiKey")
-            connection.setRequestProperty("Content-Type", "application/json")
+            connection.setRequestProperty("Content-Type", "application/x-ndjson")
             connection.outputStream.use { it.write(body) }
             val status = connection.responseCode
             val stream = if (status < 400) connection.inputStream else connection.errorStream
@@ -248,13 +251,13 @@ class UsageClient(
         file.write((if (isTorn) "\n$line" else line).toByteArray())
     }
 
-    /** The events that the file has; a line that was cut off was never returned from `track`. */
+    /** The events that the file has; what was cut off at its end was never returned from `track`. */
     private fun recall(): List<String> {
         if (queueFile == null || !queueFile.exists()) return emptyList()
         val text = queueFile.readText()
         val whole = text.substring(0, text.lastIndexOf('\n') + 1)
         if (whole.length < text.length) queueFile.writeText(whole)
-        return whole.split('\n').filter(::isWhole)
+        return whole.split('\n').filter(String::isNotBlank) // a blank line would get no result
     }
 }
 
@@ -267,24 +270,6 @@ private val REJECTED = Regex(""""status"\s*:\s*"rejected"""")
 private fun resultsOf(body: String): List<String> {
     val start = body.indexOf("\"results\"")
     return if (start < 0) emptyList() else RESULT.findAll(body, start).map { it.value }.toList()
-}
-
-/** Whether a line is an object as `json` writes it, and not only the beginning of one. */
-private fun isWhole(line: String): Boolean {
-    var depth = 0
-    var isText = false
-    var isEscaped = false
-    for ((index, char) in line.withIndex()) {
-        when {
-            isEscaped -> isEscaped = false
-            isText && char == '\\' -> isEscaped = true
-            char == '"' -> isText = !isText
-            !isText && char == '{' -> depth += 1
-            !isText && char == '}' -> depth -= 1
-        }
-        if (depth == 0) return char == '}' && index == line.lastIndex
-    }
-    return false
 }
 
 private fun json(value: Any?): String = when (value) {

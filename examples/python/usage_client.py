@@ -19,7 +19,6 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,7 +57,7 @@ class UsageClient:
         timeout_seconds: float = 15.0, first_pause_seconds: float = 0.5,
     ) -> None:  # fmt: skip
         self._address = urlsplit(url)
-        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
+        self._headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/x-ndjson"}
         self._file = queue_file
         self._max_queued = max_queued
         self._flush_seconds = flush_seconds
@@ -146,7 +145,7 @@ class UsageClient:
                 self._flush_seconds,
             )
             batch: list[bytes] = []
-            size = 2
+            size = 0
             for line in () if self._is_closed else self._queue:
                 size += len(line) + 1
                 if len(batch) == self._batch_limit or (batch and size > MAX_BATCH_BYTES):
@@ -157,16 +156,17 @@ class UsageClient:
     def _send(self, batch: list[bytes]) -> float:
         """Send one batch; returns the seconds to wait before the next."""
         try:
-            status, retry_after, answer = self._post(b"[" + b",".join(batch) + b"]")
+            # One event a line, not one array: then an event that is no JSON is rejected without the others.
+            status, retry_after, answer = self._post(b"\n".join(batch))
             results = _results(answer, len(batch)) if status == 200 else []
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             if isinstance(error, TimeoutError):
                 self._halve(batch)
             return self._back_off(f"no answer ({error!r})")
         if status == 200:
-            for result in results:
+            for line, result in zip(batch, results, strict=True):
                 if result.get("status") == "rejected":  # it would be again; accepted and duplicate are done
-                    log.error("event %s rejected: %s", result.get("event_id"), result.get("reason"))
+                    log.error("an event is rejected (%s): %.200r", result.get("reason"), line)
             self._done(len(batch))
             return 0.0
         if status in (408, 413):
@@ -244,16 +244,13 @@ class UsageClient:
             file.write(line)
 
     def _recall(self) -> Iterable[bytes]:
-        """The events that the file has; a line that was cut off was never returned from `track`."""
+        """The events that the file has; what was cut off at its end was never returned from `track`."""
         if self._file is None or not self._file.exists():
             return
         whole, _, torn = self._file.read_bytes().rpartition(b"\n")
         if torn:
             self._file.write_bytes(whole + b"\n" if whole else b"")
-        for line in whole.split(b"\n"):
-            with suppress(ValueError):
-                json.loads(line)
-                yield line
+        yield from filter(bytes.strip, whole.split(b"\n"))  # a blank line would get no result
 
 
 def _results(answer: bytes, wanted: int) -> list[dict[str, object]]:

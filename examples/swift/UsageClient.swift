@@ -56,7 +56,7 @@ final class UsageClient: @unchecked Sendable {
         request.httpMethod = "POST"
         request.timeoutInterval = timeoutSeconds
         request.setValue("Bearer \(apiKey)", forHTTPHeaderField: "Authorization")
-        request.setValue("application/json", forHTTPHeaderField: "Content-Type")
+        request.setValue("application/x-ndjson", forHTTPHeaderField: "Content-Type")
         self.request = request
         self.queueFile = queueFile
         self.maxQueued = maxQueued
@@ -78,7 +78,8 @@ final class UsageClient: @unchecked Sendable {
             "event_id": id, "metric_type": metric, "quantity": "\(quantity)", "timestamp": timestamp(), "metadata": metadata,
         ]
         guard JSONSerialization.isValidJSONObject(event) else { throw CocoaError(.coderInvalidValue) }
-        let line = try JSONSerialization.data(withJSONObject: event)
+        // Sorted, so that what is logged of a line begins with its id.
+        let line = try JSONSerialization.data(withJSONObject: event, options: .sortedKeys)
         changed.lock()
         defer { changed.unlock() }
         if isClosed { throw UsageClientClosed() }
@@ -141,7 +142,7 @@ final class UsageClient: @unchecked Sendable {
         wait(flushSeconds) { isUrgent || isClosed || queue.count >= batchLimit }
         if isClosed { return nil }
         var batch: [Data] = []
-        var size = 2
+        var size = 0
         for line in queue {
             size += line.count + 1
             if batch.count == batchLimit || (!batch.isEmpty && size > maxBatchBytes) { break }
@@ -152,7 +153,6 @@ final class UsageClient: @unchecked Sendable {
 
     private struct Answer: Decodable {
         struct Result: Decodable {
-            let event_id: String?
             let status: String
             let reason: String?
         }
@@ -161,8 +161,8 @@ final class UsageClient: @unchecked Sendable {
 
     /// Send one batch; returns the seconds to wait before the next.
     private func send(_ batch: [Data]) -> Double {
-        let body = Data("[".utf8) + batch.joined(separator: Data(",".utf8)) + Data("]".utf8)
-        let (response, data, error) = post(body)
+        // One event a line, not one array: then an event that is no JSON is rejected without the others.
+        let (response, data, error) = post(Data(batch.joined(separator: Data("\n".utf8))))
         if (error as? URLError)?.code == .timedOut { halve(batch) }
         guard let response else { return backOff("no answer (\(error.map { "\($0)" } ?? "none"))") }
         let status = response.statusCode
@@ -170,8 +170,8 @@ final class UsageClient: @unchecked Sendable {
             guard let answer = try? JSONDecoder().decode(Answer.self, from: data), answer.results.count == batch.count
             else { return backOff("an answer that makes no sense") }
             // They would be rejected again; accepted and duplicate are both done.
-            for result in answer.results where result.status == "rejected" {
-                log("event \(result.event_id ?? "-") rejected: \(result.reason ?? "-")")
+            for (line, result) in zip(batch, answer.results) where result.status == "rejected" {
+                log("an event is rejected (\(result.reason ?? "-")): \(beginning(line))")
             }
             done(batch.count)
             return 0
@@ -179,7 +179,7 @@ final class UsageClient: @unchecked Sendable {
         if status == 408 || status == 413 { halve(batch) }
         if status == 413 && batch.count > 1 { return 0 }
         if status == 413 {
-            log("an event is too large and dropped: \(String(decoding: batch[0].prefix(200), as: UTF8.self))")
+            log("an event is too large and dropped: \(beginning(batch[0]))")
             done(1)
             return 0
         }
@@ -244,14 +244,14 @@ final class UsageClient: @unchecked Sendable {
         changed.broadcast()
     }
 
-    /// The events that the file has; a line that was cut off was never returned from `track`.
+    /// The events that the file has; what was cut off at its end was never returned from `track`.
     private static func recall(_ file: URL?) -> [Data] {
         guard let file, let text = try? Data(contentsOf: file) else { return [] }
         let newline = UInt8(ascii: "\n")
         let whole = text.prefix(text.lastIndex(of: newline).map { $0 + 1 } ?? 0)
         if whole.count < text.count { try? Data(whole).write(to: file, options: .atomic) }
-        return whole.split(separator: newline).map { Data($0) }
-            .filter { (try? JSONSerialization.jsonObject(with: $0)) != nil }
+        // A blank line would get no result.
+        return whole.split(separator: newline).map { Data($0) }.filter { $0.contains { $0 > UInt8(ascii: " ") } }
     }
 
     private func append(_ data: Data, to file: URL) throws {
@@ -272,6 +272,10 @@ final class UsageClient: @unchecked Sendable {
         let formatter = ISO8601DateFormatter()
         formatter.formatOptions = [.withInternetDateTime, .withFractionalSeconds]
         return formatter.string(from: Date())
+    }
+
+    private func beginning(_ line: Data) -> String {
+        String(decoding: line.prefix(200), as: UTF8.self)
     }
 
     private func log(_ text: String) {

@@ -36,7 +36,6 @@ export interface Options {
 }
 
 interface Result {
-  event_id: string | null;
   status: "accepted" | "duplicate" | "rejected";
   reason?: string;
 }
@@ -56,7 +55,7 @@ export class UsageClient {
 
   constructor(url: string, apiKey: string, options: Options = {}) {
     this.url = `${url.replace(/\/+$/, "")}/api/usage/batch`;
-    this.headers = { authorization: `Bearer ${apiKey}`, "content-type": "application/json" };
+    this.headers = { authorization: `Bearer ${apiKey}`, "content-type": "application/x-ndjson" };
     this.options = options;
     this.queue = this.recall();
     if (this.queue.length > 0) this.sendLater();
@@ -130,7 +129,7 @@ export class UsageClient {
   /** The oldest events, as many as one request takes. */
   private nextBatch(): string[] {
     const batch: string[] = [];
-    let size = 2;
+    let size = 0;
     for (const line of this.queue) {
       size += Buffer.byteLength(line) + 1;
       if (batch.length === this.batchLimit || (batch.length > 0 && size > MAX_BATCH_BYTES)) break;
@@ -146,7 +145,8 @@ export class UsageClient {
       const answer = await fetch(this.url, {
         method: "POST",
         headers: this.headers,
-        body: `[${batch.join(",")}]`,
+        // One event a line, not one array: then an event that is no JSON is rejected without the others.
+        body: batch.join("\n"),
         redirect: "manual", // the key is not for other places
         signal: AbortSignal.any([AbortSignal.timeout(this.options.timeoutMs ?? 15_000), this.ended.signal]),
       });
@@ -159,10 +159,11 @@ export class UsageClient {
       return this.backOff(`no answer (${error})`);
     }
     if (status === 200) {
-      for (const result of results) {
+      results.forEach((result, index) => {
         // It would be rejected again; accepted and duplicate are both done.
-        if (result.status === "rejected") console.error(`event ${result.event_id} rejected: ${result.reason}`);
-      }
+        if (result.status !== "rejected") return;
+        console.error(`an event is rejected (${result.reason}): ${batch[index]?.slice(0, 200)}`);
+      });
       this.done(batch.length);
       return 0;
     }
@@ -217,14 +218,14 @@ export class UsageClient {
     }
   }
 
-  /** The events that the file has; a line that was cut off was never returned from `track`. */
+  /** The events that the file has; what was cut off at its end was never returned from `track`. */
   private recall(): string[] {
     const file = this.options.queueFile;
     if (!file || !existsSync(file)) return [];
     const text = readFileSync(file, "utf8");
     const whole = text.slice(0, text.lastIndexOf("\n") + 1);
     if (whole.length < text.length) writeFileSync(file, whole);
-    return whole.split("\n").filter(isWhole);
+    return whole.split("\n").filter((line) => line.trim() !== ""); // a blank line would get no result
   }
 }
 
@@ -238,15 +239,6 @@ function append(file: string, line: string): void {
     appendFileSync(handle, last.toString() === "\n" ? line : `\n${line}`);
   } finally {
     closeSync(handle);
-  }
-}
-
-function isWhole(line: string): boolean {
-  try {
-    JSON.parse(line);
-    return true;
-  } catch {
-    return false;
   }
 }
 

@@ -134,6 +134,47 @@ def test_each_event_counts_once_while_the_api_is_killed_and_says_slow_down(
     assert {row[2] for row in found} == {1}
 
 
+def test_an_event_that_is_no_json_for_the_api_is_dropped_alone(
+    warehouse: Client,
+    new_api: Callable[..., Api],
+    new_loader: Callable[..., LoaderProcess],
+    account: Account,
+    settings: Settings,
+    run: Callable[..., Program],
+    tmp_path: Path,
+) -> None:
+    program = run(f"http://127.0.0.1:{free_port()}", account.key)
+    program.track("impressions 1")
+    queue_file = tmp_path / "queue.ndjson"
+    # As the clients write half an emoji, and deeper than any decoder reads.
+    bad = {
+        "half-an-emoji": (r'"\ud83d"', "malformed_event"),
+        "too-deep": ("[" * 5_000 + "]" * 5_000, "invalid_metadata"),
+    }
+    good_line = queue_file.read_text()
+    with queue_file.open("a") as file:
+        for name, (note, _) in bad.items():
+            line = good_line.replace(program.ids[0], name)
+            file.write(line.replace('"metadata":{}', f'"metadata":{{"note":{note}}}'))
+    program.track("impressions 2")
+    program.process.kill()
+    program.process.wait(10)
+    # Clients stamp events with the machine's time, so the API must go by that too.
+    api = new_api(APEX_CLOCK="system")
+    new_loader()
+    again = run(api.url, account.key)
+    again.track("impressions 3")
+    assert again.end() == 0
+    for said, (name, (_, reason)) in zip(again.said, bad.items(), strict=True):
+        assert name in said
+        assert reason in said
+    assert queue_file.read_bytes() == b""
+    api.stop()
+    wait_until_landed(settings.spool_dir, 60)
+    found = warehouse.query("select event_id from raw.usage_events").result_rows
+    assert sorted(row[0] for row in found) == sorted(program.ids + again.ids)
+
+
 def test_events_outlive_the_client(run: Callable[..., Program]) -> None:
     port = free_port()
     program = run(f"http://127.0.0.1:{port}")
