@@ -198,7 +198,7 @@ def test_a_write_that_broke_off_spoils_no_other_event(run: Callable[..., Program
     program.track("impressions 1")
     queue_file = tmp_path / "queue.ndjson"
     with queue_file.open("ab") as file:
-        file.write(b'{"event_id":"torn","metadata":{"a":{}')
+        file.write(b'\n \n{"event_id":"torn","metadata":{"a":{}')
     program.track("impressions 2")
     program.process.kill()
     program.process.wait(10)

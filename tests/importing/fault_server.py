@@ -125,8 +125,7 @@ class FaultServer:
         if headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         is_ndjson = headers.get("content-type") == "application/x-ndjson"
-        batch: list[dict[str, Any] | None]
-        batch = [_line(line) for line in body.split(b"\n")] if is_ndjson else json.loads(body)
+        batch = _lines(body) if is_ndjson else json.loads(body)
         self.batch_sizes.append(len(batch))
         results = [self._take(event) for event in batch]
         if fault is Fault.DROP_AFTER:
@@ -163,6 +162,11 @@ class FaultServer:
         body = json.dumps(answer).encode()
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{extra}content-length: {len(body)}"
         writer.write(head.encode() + b"\r\n\r\n" + body)
+
+
+def _lines(body: bytes) -> list[dict[str, Any] | None]:
+    """The events of an NDJSON body; blank lines are passed over, as the API does."""
+    return [_line(line) for line in body.split(b"\n") if line.strip()]
 
 
 def _line(line: bytes) -> dict[str, Any] | None:
