@@ -36,6 +36,12 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 
 
+def pytest_configure() -> None:
+    """Hear Ctrl-C although a shell's background jobs ignore it, and with them all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def free_port() -> int:
     """A TCP port that was free a moment ago, and that the kernel gives to no connection of a client.
 
