@@ -36,7 +36,7 @@ up: install ## Start everything and leave it running: API on 8080, Dagster UI on
 
 test: install ## Run all tests
 	@# Two workers, a file each: tests wait for disks and processes half of the time.
-	@$(BIN)/python -m pytest -m "not faults and not bench" -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not faults and not bench" -n 2 --dist loadfile
 
 test-faults: install ## Kill every process many times and count
 	@$(BIN)/python -m pytest -m faults

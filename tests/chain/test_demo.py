@@ -72,6 +72,7 @@ def test_a_second_run_that_sends_everything_again_changes_nothing(undisturbed: U
     assert mails_on_disk(home.settings.outbox_dir) == on_disk
 
 
+@pytest.mark.timeout(900)
 def test_each_process_killed_once_and_the_demo_run_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
     home = DemoHome(tmp_path / "apex", CUSTOMERS, DAYS)
 
