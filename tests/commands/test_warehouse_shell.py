@@ -136,6 +136,7 @@ def test_statements_of_one_and_of_several_lines_and_errors_in_between(shell: Cal
     assert terminal.leave() == 0
 
 
+@pytest.mark.measures
 def test_ctrl_c_cancels_what_runs_and_the_shell_goes_on(shell: Callable[..., Terminal]) -> None:
     terminal = shell()
     terminal.run("set max_threads = 3;")

@@ -134,6 +134,7 @@ def test_a_restarted_server_is_found_again() -> None:
     assert set(second.events) == {f"e{n}" for n in range(5, 10)}
 
 
+@pytest.mark.measures
 def test_it_gives_up_after_the_set_time_and_says_what_to_do() -> None:
     with FaultServer() as server:
         pass  # gone: nobody listens on its port any more

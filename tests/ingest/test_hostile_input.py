@@ -78,6 +78,7 @@ def ready(api: Api, account: Account) -> tuple[Api, Account]:
     return api, account
 
 
+@pytest.mark.measures
 def test_each_kind_has_its_answer_and_memory_stays_flat_and_nobody_else_notices(
     ready: tuple[Api, Account], neighbour_of: Callable[[Api], Neighbour], settings: Settings
 ) -> None:
@@ -171,6 +172,7 @@ def _sent(api: Api, head: str, body: bytes = b"", chunks: int = 0) -> tuple[byte
         return heard, sent
 
 
+@pytest.mark.measures
 def test_a_gigabyte_is_refused_before_it_is_sent(
     ready: tuple[Api, Account], neighbour_of: Callable[[Api], Neighbour]
 ) -> None:
@@ -238,6 +240,7 @@ def test_more_or_less_than_was_announced_is_no_other_clients_request(
     assert [row.event_id for row in spooled(settings.spool_dir)] == ["evt-1", "exact"]
 
 
+@pytest.mark.measures
 def test_many_requests_in_one_go_are_answered_in_their_order(
     ready: tuple[Api, Account], neighbour_of: Callable[[Api], Neighbour], settings: Settings
 ) -> None:
@@ -303,6 +306,7 @@ def test_headers_that_nobody_should_send_harm_nothing(ready: tuple[Api, Account]
     assert httpx.get(f"{api.url}/health").status_code == 200
 
 
+@pytest.mark.measures
 def test_one_clients_worst_holds_up_nobody(new_api: Callable[..., Api], account: Account) -> None:
     """The event loop is never kept for long: what costs most is bounded."""
     api = new_api()

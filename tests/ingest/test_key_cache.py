@@ -251,6 +251,7 @@ def test_a_key_that_nobody_has_is_refused_however_slowly_that_is_told(
     in_a_life(use)
 
 
+@pytest.mark.measures
 def test_while_postgres_hangs_only_the_first_request_waits(tmp_path: Path, clock: ManualClock) -> None:
     names = [f"apx_{number}" for number in range(5)]
     answers = Answers(*(record(name) for name in names))
@@ -280,6 +281,7 @@ def test_while_postgres_hangs_only_the_first_request_waits(tmp_path: Path, clock
     in_a_life(use)
 
 
+@pytest.mark.measures
 def test_while_postgres_refuses_it_is_asked_once_a_second_and_nobody_waits(
     tmp_path: Path, clock: ManualClock
 ) -> None:
@@ -305,6 +307,7 @@ def test_while_postgres_refuses_it_is_asked_once_a_second_and_nobody_waits(
     in_a_life(use)
 
 
+@pytest.mark.measures
 def test_a_flood_of_checks_asks_postgres_once_and_holds_up_no_key(tmp_path: Path, clock: ManualClock) -> None:
     answers = Answers(record("apx_good", expires_at=NOW + timedelta(hours=1)))
     answers.slow_seconds = 0.05

@@ -145,6 +145,7 @@ def test_a_connection_without_a_next_request_ends(new_api: NewApi) -> None:
         assert 1.0 < ended_after(wire, 10) < 6.0
 
 
+@pytest.mark.measures
 def test_a_body_that_trickles_in_is_answered_408(
     new_api: NewApi, neighbour_of: NeighbourOf, account: Account, settings: Settings
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_body_that_trickles_in_is_answered_408(
     assert {row.event_id for row in spooled(settings.spool_dir)} == set(neighbour.acknowledged)
 
 
+@pytest.mark.measures
 def test_large_bodies_that_are_left_unfinished_take_bounded_memory(
     new_api: NewApi, neighbour_of: NeighbourOf, account: Account
 ) -> None:
@@ -204,6 +206,7 @@ def test_large_bodies_that_are_left_unfinished_take_bounded_memory(
     neighbour.assert_unharmed()
 
 
+@pytest.mark.measures
 def test_answers_that_nobody_reads_are_given_up(new_api: NewApi, neighbour_of: NeighbourOf) -> None:
     api = new_api(APEX_API_UNREAD_SECONDS="4")
     httpx.get(f"{api.url}/openapi.json")

@@ -200,6 +200,7 @@ def test_the_loader_traces_its_inserts_and_tells_of_failures_without_a_password(
 
 
 @pytest.mark.parametrize("collector_is", ["away", "silent"])
+@pytest.mark.measures
 def test_a_collector_that_does_not_answer_harms_nobody(
     collector_is: str, new_api: Callable[..., Api], account: Account, collector: Collector
 ) -> None:

@@ -458,6 +458,7 @@ def test_the_limit_slides_and_refused_requests_do_not_count() -> None:
     assert not limit.take("a").allowed
 
 
+@pytest.mark.measures
 def test_a_store_that_is_away_is_a_503_and_sending_goes_on(
     models: Models, new_api: Callable[..., Api], new_reader: Callable[..., Reader], settings: Settings
 ) -> None:

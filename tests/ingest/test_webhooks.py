@@ -160,6 +160,7 @@ def test_without_its_secret_an_endpoint_asks_to_send_again(http: httpx.Client) -
         assert int(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.measures
 def test_without_postgres_the_provider_is_asked_to_send_again_and_nobody_waits(
     new_api: Callable[..., Api], engine: sa.Engine
 ) -> None:

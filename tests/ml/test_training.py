@@ -133,6 +133,7 @@ def test_above_the_row_limit_customers_are_sampled_for_fitting_but_all_test_rows
     assert "max_fit_rows=5,000" in found.notes[0]
 
 
+@pytest.mark.measures
 def test_six_thousand_rows_train_within_twenty_seconds() -> None:
     frame = without_truth(panel(customers=620))
     assert 5500 < frame.height < 7500

@@ -609,6 +609,7 @@ def test_a_reader_can_not_raise_its_ceilings(front: Front, reader: Reader, wante
             assert readonly == "1"
 
 
+@pytest.mark.measures
 def test_a_reader_can_lower_its_ceilings(front: Front, reader: Reader) -> None:
     lower = {"max_memory_usage": "100000000", "max_execution_time": "1"}
     assert value(reader, CEILINGS, **lower) == "100000000\t1\t1"

@@ -290,6 +290,7 @@ def send(front: Front, query: str, pieces: Iterator[bytes] | bytes, file: IO[byt
 
 
 @pytest.mark.parametrize("format_name", ["Native", "RowBinary", "JSONEachRow", "CSV", "Parquet", "Arrow"])
+@pytest.mark.measures
 def test_memory_stays_flat_while_five_million_rows_go_out_and_in(own_front: Front, format_name: str) -> None:
     front = own_front
     front.value("create table flat (a UInt64, s String) engine = MergeTree order by tuple()")
@@ -310,6 +311,7 @@ def test_memory_stays_flat_while_five_million_rows_go_out_and_in(own_front: Fron
     assert max(out, into) < 700_000_000
 
 
+@pytest.mark.measures
 def test_memory_stays_flat_while_wide_rows_go_out_as_parquet(own_front: Front) -> None:
     """A group of rows is held until it is whole, so a group must be small."""
     wide = "concat(hex(sipHash128(number)), hex(sipHash128(number, 1)), hex(sipHash128(number, 2)))"

@@ -341,6 +341,7 @@ def test_eight_clients_at_once_each_get_their_own_answer(front: Front) -> None:
         assert all(pool.map(ask, range(1, 81)))
 
 
+@pytest.mark.measures
 def test_a_long_query_does_not_block_short_ones_and_can_be_killed_by_its_id(front: Front) -> None:
     with ThreadPoolExecutor(1) as pool:
         query = "select count() from numbers(1000000000000) where sipHash64(number) = 1"

@@ -195,6 +195,7 @@ def test_data_inside_the_statement_is_taken_as_it_stands(front: Front) -> None:
     )
 
 
+@pytest.mark.measures
 def test_memory_stays_flat_while_much_goes_in_and_out(front: Front) -> None:
     """Of 1.2 GB in and 1.2 GB out, only the engine's own blocks (128 MB) are ever held."""
     front.value("create or replace table much (a UInt64, s String) engine = Null")

@@ -199,6 +199,7 @@ def test_the_fields_of_a_form_have_a_limit_together(front: Front) -> None:
     assert "fields are larger" in response.text
 
 
+@pytest.mark.measures
 def test_a_statement_that_comes_byte_by_byte_costs_no_more(front: Front) -> None:
     text = b"with " + b"1," * 5_000 + b"1 select 1"
     started = time.monotonic()
