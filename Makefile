@@ -8,7 +8,7 @@ DBT_SOURCES := $(shell find dbt_project/models dbt_project/macros dbt_project/se
 # Other flags for the demo, such as `make demo ARGS="--customers 100"`.
 ARGS ?=
 
-.PHONY: help install demo up test test-faults bench lint format lock clean
+.PHONY: help install demo up test test-slow test-faults bench lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,12 @@ up: install ## Start everything and leave it running: API on 8080, Dagster UI on
 	@$(BIN)/apex up
 
 test: install ## Run all tests
-	@# Two workers, a file each: tests wait for disks and processes half of the time.
-	@$(BIN)/python -m pytest -m "not faults and not bench" -n 2 --dist loadfile
+	@# Two workers, a file each: tests wait for disks and processes half of the time. In the order of the
+	@# folders, since those that take minutes come first in it, and none of them is left for the end.
+	@$(BIN)/python -m pytest -m "not faults and not bench and not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: install ## Run the tests that take minutes: large real files through everything
+	@$(BIN)/python -m pytest -m "slow and not faults and not bench"
 
 test-faults: install ## Kill every process many times and count
 	@$(BIN)/python -m pytest -m faults
