@@ -81,8 +81,7 @@ class Servers:
         """A constant answer, on the server that we use."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        arguments = ["benchmarks.does_nothing:app", "--interface", "rsgi", "--port", str(port)]
-        self._start("granian", [*arguments, "--log-level", "warning"], url)
+        self._start("benchmarks.does_nothing", ["--port", str(port)], url)
         return url
 
     def fastapi(self, name: str) -> str:

@@ -1,18 +1,16 @@
-"""The RSGI application of one worker: builds its parts, routes requests, answers errors.
+"""The application of one worker: builds its parts, routes requests, answers errors.
 
-Belongs here: assembling and routing. Does not belong here: what a route does, processes, sockets (`server`).
+Belongs here: assembling and routing. Does not belong here: what a route does, connections
+(`http_connection`), processes (`worker`, `server`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import uuid_utils
 
@@ -30,6 +28,7 @@ from ingest_api.customer_directory import CustomerDirectory
 from ingest_api.database import Database, DatabaseThread
 from ingest_api.docs_routes import DocsRoutes
 from ingest_api.health_routes import HealthRoutes
+from ingest_api.http_head import RequestHead
 from ingest_api.intake import Intake
 from ingest_api.key_cache import KeyCache, store_name
 from ingest_api.key_lookup import KeyLookup
@@ -37,16 +36,15 @@ from ingest_api.keys import KeyRing
 from ingest_api.life_event_routes import LifeEventRoutes
 from ingest_api.rate_limit import KeyRates
 from ingest_api.recent_events import RecentEvents
-from ingest_api.request_body import BodyReader, RequestHeaders, RequestProtocol, check_content_type
+from ingest_api.request_body import check_content_type, decompressed
 from ingest_api.request_limit import RequestLimit
 from ingest_api.request_log import Answered, RequestLog
 from ingest_api.requests import Handler, Request, request_id
-from ingest_api.responses import SECURITY_HEADERS, Headers, HttpError, Response, error_response
+from ingest_api.responses import Answer, HttpError, Response, answer, error_response
 from ingest_api.routing import Router
 from ingest_api.spool.group_commit import SpoolLimits, SpoolWriter
 from ingest_api.subscription_lookup import SubscriptionLookup
 from ingest_api.tracing import RequestTrace, start_tracing
-from ingest_api.unread_answers import limit_unread_answers
 from ingest_api.usage_answers import UsageAnswers
 from ingest_api.usage_routes import UsageRoutes
 from ingest_api.warehouse_reader import WarehouseReader
@@ -54,30 +52,6 @@ from ingest_api.webhook_inbox import WebhookInbox
 from ingest_api.webhook_routes import WebhookRoutes
 
 log = get_logger(__name__)
-
-_ORPHAN_CHECK_SECONDS = 0.25
-_LISTENER_CHECK_SECONDS = 0.02
-
-
-class Scope(Protocol):
-    """What the server tells about a request."""
-
-    @property
-    def proto(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def query_string(self) -> str: ...
-    @property
-    def headers(self) -> RequestHeaders: ...
-
-
-class HttpProtocol(RequestProtocol, Protocol):
-    """The server's handle for reading a request and answering it."""
-
-    def response_bytes(self, status: int, headers: Headers, body: bytes) -> None: ...
 
 
 class IngestApp:
@@ -89,28 +63,18 @@ class IngestApp:
         Made by the parent process, shared by all workers.
     worker_locks : Path
         File by which workers agree on their numbers.
-    port : int
-        Where the worker will listen.
-    parent : int
-        Process id of the server; when it is gone the worker drains and ends, so that its port gets free.
     """
 
-    def __init__(
-        self, settings: Settings, counters: metrics.SharedCounters, worker_locks: Path, port: int, parent: int
-    ) -> None:
+    def __init__(self, settings: Settings, counters: metrics.SharedCounters, worker_locks: Path) -> None:
         self._settings = settings
         self._shared_counters = counters
         self._worker_locks = worker_locks
-        self._port = port
-        self._parent = parent
         self._cors = CorsPolicy(settings.cors_origins)
-        self._bodies = BodyReader(
-            settings.api_max_body_bytes, settings.api_body_seconds, settings.api_max_uploading_bytes
-        )
         self._requests = RequestLog(settings.log_level)
 
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Build the worker's parts; runs in the worker's process, before its first request."""
+    async def open(self) -> None:
+        """Build the worker's parts; call in the worker's process, before its first request."""
+        loop = asyncio.get_running_loop()
         settings = self._settings
         configure_logging(settings.log_level, settings.log_format)
         capture_library_logs(settings.log_format)
@@ -144,12 +108,10 @@ class IngestApp:
         self._inbox = DatabaseThread(Database(url), loop)
         self._warehouse = WarehouseReader(_clickhouse_url(settings))
         self._router = Router(self._handlers())
-        loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
-        loop.call_soon(self._limit_unread_answers, loop)
         log.info("ingest worker ready", worker=number)
 
-    def __rsgi_del__(self, _loop: asyncio.AbstractEventLoop) -> None:
-        """Seal the open segment once the last request is answered."""
+    def close(self) -> None:
+        """Seal the open segment, once the last request is answered; blocks."""
         self._spool.close()
         self._keys.close()
         self._lookups.close()
@@ -219,74 +181,64 @@ class IngestApp:
             new_event_id=lambda: str(uuid_utils.uuid7()),
         )
 
-    async def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> None:
-        began = time.perf_counter()
-        headers = scope.headers
+    def refusal(self, head: RequestHead) -> HttpError | None:
+        """Why a request is refused whatever its body is."""
+        try:
+            if head.method == "OPTIONS" and self._router.is_people_facing(head.path):
+                return None
+            head.found = self._router.find(head.method, head.path)
+            endpoint: endpoints.Endpoint = head.found[0]
+            if endpoint.bodies:
+                check_content_type(head.headers, endpoint.content_types)
+        except HttpError as error:
+            return error
+        return None
+
+    async def answer(self, head: RequestHead, body: bytes, problem: HttpError | None) -> Answer:
+        """Answer a request, or tell of the `problem` that it has on the wire; bugs of handlers are a 500."""
+        headers = head.headers
         identity = request_id(headers)
         trace = self._tracing.begin_request(headers) if self._tracing is not None else None
-        failure: HttpError | None = None
-        bug: Exception | None = None
-        try:
-            response = await self._respond(scope, headers, protocol, identity, trace)
-        except HttpError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
-            bug = error
-            failure = HttpError(500, "internal_error", "the request failed on our side")
+        failure, bug = problem, None
+        if failure is None:
+            try:
+                response = await self._respond(head, body, identity, trace)
+            except HttpError as error:
+                failure = error
+            except Exception as error:  # noqa: BLE001 - one broken request must not end the worker
+                bug = error
+                failure = HttpError(500, "internal_error", "the request failed on our side")
         if failure is not None:
             response = error_response(failure, identity)
-        sent = [*response.headers, *SECURITY_HEADERS, ("x-request-id", identity)]
-        if self._router.is_people_facing(scope.path):
-            sent += self._cors.answer_headers(headers)
-        protocol.response_bytes(response.status, sent, response.body)
-        route, seconds = self._router.route(scope.path), time.perf_counter() - began
+        more = self._cors.answer_headers(headers) if self._router.is_people_facing(head.path) else []
+        answered = answer(response, identity, more)
+        route, seconds = self._router.route(head.path), time.perf_counter() - head.began
         self._counters.answered(route, response.status, seconds)
         if failure is not None and failure.code in metrics.AUTH_FAILURES:
             self._counters.add(metrics.AUTH_FAILURES[failure.code])
         trace_id = None
         if trace is not None:
             trace_id = trace.trace_id
-            trace.end(scope.method, route, response.status, identity)
-        if failure is None and not self._requests.writes_all:
-            return
-        # After the answer, because on a full disk even logging may fail.
-        answered = Answered(scope.method, scope.path, route, identity, response.status, seconds, trace_id)
-        self._requests.write(answered, failure, bug)
-        # Their tracebacks hold this frame, and it them: until the collector came by, the protocol would
-        # stay, and with it the connection whose body was not read to its end.
-        failure = bug = None
+            trace.end(head.method, route, response.status, identity)
+        if failure is not None or self._requests.writes_all:
+            line = Answered(head.method, head.path, route, identity, response.status, seconds, trace_id)
+            self._requests.write(line, failure, bug)
+        # Their tracebacks hold this frame and the body, and it them: all would stay until the collector came.
+        failure = bug = problem = None
+        return answered
 
     async def _respond(
-        self,
-        scope: Scope,
-        headers: RequestHeaders,
-        protocol: HttpProtocol,
-        identity: str,
-        trace: RequestTrace | None,
+        self, head: RequestHead, body: bytes, identity: str, trace: RequestTrace | None
     ) -> Response:
-        if scope.proto != "http":
-            raise HttpError(400, "not_http", "this server speaks plain HTTP requests only")
-        if scope.method == "OPTIONS" and self._router.is_people_facing(scope.path):
-            methods = self._router.methods(scope.path)
-            return Response(204, b"", [("allow", methods), *self._cors.preflight_headers(headers, methods)])
-        endpoint, handler = self._router.find(scope.method, scope.path)
-        body = b""
+        if head.method == "OPTIONS" and self._router.is_people_facing(head.path):
+            methods = self._router.methods(head.path)
+            headers = [("allow", methods), *self._cors.preflight_headers(head.headers, methods)]
+            return Response(204, b"", headers)
+        found: tuple[endpoints.Endpoint, Handler] = head.found
+        endpoint, handler = found
         if endpoint.bodies:
-            check_content_type(headers, endpoint.content_types)
-            body = await self._bodies.read(headers, protocol)
-        return await handler(Request(identity, headers, scope.query_string, body, trace))
-
-    def _limit_unread_answers(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The server starts to listen at about the time when the loop starts to turn.
-        if not limit_unread_answers(self._port, self._settings.api_unread_seconds):
-            loop.call_later(_LISTENER_CHECK_SECONDS, self._limit_unread_answers, loop)
-
-    def _end_when_orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
-        if os.getppid() != self._parent:
-            log.warning("the server process is gone; this worker drains and ends")
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        loop.call_later(_ORPHAN_CHECK_SECONDS, self._end_when_orphaned, loop)
+            body = decompressed(head.headers, body, self._settings.api_max_body_bytes)
+        return await handler(Request(identity, head.headers, head.query, body, trace))
 
 
 def _database_url(settings: Settings) -> Callable[[], str]:

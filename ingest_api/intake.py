@@ -61,9 +61,7 @@ class Intake:
             message = f"nothing was recorded: {error}; send it again with the same event_id"
             raise HttpError(503, code, message, headers) from error
         self.recent.remember(events)
-        self.counters.add(metrics.ACCEPTED, len(events))
-        self.counters.add(metrics.BYTES, len(rows))
-        self.counters.add(metrics.FRAMES)
+        self.counters.taken(len(events), len(rows))
 
     def unprocessable(self, rejection: Rejection) -> HttpError:
         """Count a rejection, and its answer."""

@@ -109,6 +109,10 @@ class SharedCounters:
         return float(sum(self._values[row * len(self._slots) + slot] for row in range(self.workers)))
 
 
+# Limits of a histogram, where its first bucket is (the others follow), and where its sum is.
+_Observed = tuple[tuple[float, ...], int, int]
+
+
 class Counters:
     """Counters of one worker."""
 
@@ -122,22 +126,37 @@ class Counters:
         self._values = values
         self._offset = offset
         self._slots = slots
-        self._answers = answers
+        # Looked up once, since each request counts there.
+        self._taken = tuple(offset + slots[each] for each in (ACCEPTED, BYTES, FRAMES))
+        self._fsync = self._places(FSYNC)
+        self._answers = {answer: self._places(histogram) for answer, histogram in answers.items()}
 
     def add(self, counted: Series, amount: float = 1.0) -> None:
         self._values[self._offset + self._slots[counted]] += amount
 
+    def taken(self, events: int, size: int) -> None:
+        """Record that a frame of `events` accepted events, `size` bytes, is durable."""
+        values, (accepted, written, frames) = self._values, self._taken
+        values[accepted] += events
+        values[written] += size
+        values[frames] += 1
+
     def flushed(self, seconds: float) -> None:
         """Record how long one group commit took."""
-        self._observe(FSYNC, seconds)
+        self._observe(self._fsync, seconds)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Record that a request at `route` was answered with the HTTP `status`."""
         self._observe(self._answers[route, status // 100], seconds)
 
-    def _observe(self, histogram: Histogram, seconds: float) -> None:
-        self.add(histogram.buckets[bisect_left(histogram.limits, seconds)])
-        self.add(histogram.sum, seconds)
+    def _observe(self, histogram: _Observed, seconds: float) -> None:
+        limits, first_bucket, total = histogram
+        self._values[first_bucket + bisect_left(limits, seconds)] += 1
+        self._values[total] += seconds
+
+    def _places(self, histogram: Histogram) -> _Observed:
+        places = [self._offset + self._slots[bucket] for bucket in histogram.buckets]
+        return histogram.limits, places[0], self._offset + self._slots[histogram.sum]
 
 
 def claim_worker_number(lock_file: Path, workers: int) -> int:

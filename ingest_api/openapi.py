@@ -28,8 +28,8 @@ never change their meaning. 429 and 503 come with
 `Retry-After` (seconds): send the same again, same `event_id`.
 
 Besides the answers listed with each endpoint there are 404 (`not_found`) for other paths and 405
-(`method_not_allowed`, with `Allow`) for other methods. What is not HTTP at all, or has headers beyond the
-server's limits, gets 400 or 431 without a body. HEAD works wherever GET does."""
+(`method_not_allowed`, with `Allow`) for other methods. What is no request in HTTP/1.1 gets 400
+(`bad_request`), more headers than the server takes 431 (`head_too_large`). HEAD works wherever GET does."""
 _SCHEMES = {
     Security.CUSTOMER_KEY: "API key of a customer (`apex keys issue CUSTOMER_ID`), as a bearer token. "
     "Usage events may carry it as `api_key` in the body instead; the header wins.",

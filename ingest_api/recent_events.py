@@ -28,7 +28,7 @@ class RecentEvents:
 
     def remember(self, events: Iterable[AcceptedEvent]) -> None:
         """Call only once `events` are durable: a repeat of one that was lost must be written."""
-        self._young.update((event.customer_id, event.event_id) for event in events)
+        self._young.update([(event.customer_id, event.event_id) for event in events])
         if len(self._young) >= self._capacity:
             self._old = self._young
             self._young = set()

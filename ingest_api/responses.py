@@ -17,6 +17,9 @@ Headers = list[tuple[str, str]]
 SECURITY_HEADERS: Headers = [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")]
 # Answers are one customer's data, or true only now.
 NOT_STORED = ("cache-control", "no-store")
+# Ends the connection behind the answer.
+CLOSE = ("connection", "close")
+_JSON: Headers = [("content-type", "application/json"), NOT_STORED]
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -25,6 +28,18 @@ class Response(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     headers: Headers
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes out on the wire: header lines as bytes, but for those that the connection knows best.
+
+    `closes` says that the lines hold `CLOSE`.
+    """
+
+    status: int
+    headers: bytes
+    body: bytes
+    closes: bool
 
 
 class HttpError(Exception):
@@ -64,8 +79,7 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 
 def json_response(body: object, status: int = 200, headers: Headers | None = None) -> Response:
     """`body`, a struct or plain data, as JSON."""
-    all_headers = [("content-type", "application/json"), NOT_STORED, *(headers or [])]
-    return Response(status, _encode(body), all_headers)
+    return Response(status, _encode(body), [*_JSON, *headers] if headers else _JSON)
 
 
 def text_response(body: str, content_type: str) -> Response:
@@ -77,3 +91,31 @@ def error_response(error: HttpError, request_id: str) -> Response:
     """The answer to a request that ended in `error`."""
     body = ErrorBody(error=ErrorDetail(error.code, str(error), request_id))
     return json_response(body, error.status, error.headers)
+
+
+def answer(response: Response, request_id: str, more: Headers) -> Answer:
+    """`response` as it goes out, with the headers that each answer has, and `more`.
+
+    Raises
+    ------
+    ValueError
+        If a header holds a line break, which would let its sender write headers of his own.
+    """
+    if response.headers is _JSON and not more:
+        lines, closes = _JSON_LINES, False
+    else:
+        headers = [*response.headers, *SECURITY_HEADERS, *more]
+        lines, closes = _lines(headers), CLOSE in headers
+    return Answer(
+        response.status, b"%bx-request-id: %b\r\n" % (lines, request_id.encode()), response.body, closes
+    )
+
+
+def _lines(headers: Headers) -> bytes:
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
+        raise ValueError(f"a line break in one of the headers {headers!r}")
+    return text.encode("latin-1")
+
+
+_JSON_LINES = _lines([*_JSON, *SECURITY_HEADERS])

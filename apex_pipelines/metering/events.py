@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+MILLISECOND = timedelta(milliseconds=1)
 
 MAX_EVENT_ID_CHARACTERS = 128
 MAX_METADATA_KEYS = 32
@@ -90,4 +90,5 @@ def milliseconds(instant: datetime) -> int:
 
 def microseconds(instant: datetime) -> int:
     """Whole microseconds since 1970-01-01 UTC; an instant without zone is taken as UTC."""
-    return milliseconds(instant) * 1000 + instant.microsecond % 1000
+    since = (instant if instant.tzinfo is not None else instant.replace(tzinfo=UTC)) - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

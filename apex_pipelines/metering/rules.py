@@ -7,7 +7,7 @@ Does not belong here: whether an event came before (that is decided in the marts
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from apex_pipelines.metering.events import (
     EPOCH,
     MAX_METADATA_BYTES,
-    MICROSECOND,
+    MILLISECOND,
     AcceptedEvent,
     UsageEvent,
     microseconds,
@@ -49,14 +49,14 @@ class Arrival:
     __slots__ = ("customer_id", "earliest_ms", "historical", "latest_ms", "now_ms", "now_us")
 
     def __init__(
-        self, customer_id: str, now: datetime, *, historical: bool, max_late: timedelta, max_early: timedelta
+        self, customer_id: str, now: datetime, *, historical: bool, max_late_ms: int, max_early_ms: int
     ) -> None:
         self.customer_id = customer_id
         self.historical = historical
         self.now_us = microseconds(now)
-        self.now_ms = self.now_us // 1000
-        self.earliest_ms = 0 if historical else (self.now_us - max_late // MICROSECOND) // 1000
-        self.latest_ms = (self.now_us + max_early // MICROSECOND) // 1000
+        self.now_ms = now_ms = self.now_us // 1000
+        self.earliest_ms = 0 if historical else now_ms - max_late_ms
+        self.latest_ms = now_ms + max_early_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,19 @@ class MeteringRules:
     max_late: timedelta
     max_early: timedelta
     new_event_id: Callable[[], str]
+    _max_late_ms: int = field(init=False)
+    _max_early_ms: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_max_late_ms", self.max_late // MILLISECOND)
+        object.__setattr__(self, "_max_early_ms", self.max_early // MILLISECOND)
 
     def arrival(self, customer_id: str, now: datetime, *, historical: bool) -> Arrival:
         """An arrival at `now`, with the limits of time that follow from these rules."""
         return Arrival(
-            customer_id, now, historical=historical, max_late=self.max_late, max_early=self.max_early
-        )
+            customer_id, now, historical=historical,
+            max_late_ms=self._max_late_ms, max_early_ms=self._max_early_ms,
+        )  # fmt: skip
 
     def judge(self, event: UsageEvent, arrival: Arrival) -> AcceptedEvent | Rejection:
         """Accept `event` in storage units, or say why not."""

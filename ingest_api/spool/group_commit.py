@@ -75,6 +75,8 @@ class Commit:
 
 
 _Waiting = tuple[bytes, int, object, "asyncio.Future[None]"]
+# Of a group that is durable: the seconds it took, its rows, the bytes of its payloads.
+_Written = tuple[float, int, int]
 
 
 class SpoolWriter:
@@ -227,11 +229,10 @@ class SpoolWriter:
         group = self._waiting
         self._waiting = []
         self._waiting_bytes = 0
-        payloads = [(payload, row_count) for payload, row_count, _, _ in group]
-        flushed = self._loop.run_in_executor(self._thread, self._commit, payloads)
+        flushed = self._loop.run_in_executor(self._thread, self._commit, group)
         flushed.add_done_callback(lambda done: self._answer(group, done))
 
-    def _answer(self, group: list[_Waiting], done: asyncio.Future[float]) -> None:
+    def _answer(self, group: list[_Waiting], done: asyncio.Future[_Written]) -> None:
         error = done.exception()
         if self._waiting:
             self._flush()
@@ -251,13 +252,13 @@ class SpoolWriter:
             return
         if self._age_timer is None:
             self._age_timer = self._loop.call_later(self._limits.segment_age, self._seal_by_age)
-        rows, size = sum(waited[1] for waited in group), sum(len(waited[0]) for waited in group)
+        seconds, rows, size = done.result()
         self._written_bytes += size
         is_old = time.monotonic() - self._counted_at > _USAGE_SECONDS
         if is_old or self._spool_bytes >= self._lowest_size:
             self._count_now()
         if self._on_commit is not None:
-            self._on_commit(Commit(done.result(), rows, size, [origin for _, _, origin, _ in group]))
+            self._on_commit(Commit(seconds, rows, size, [origin for _, _, origin, _ in group]))
 
     def _tell_of(self, error: BaseException, requests: int) -> None:
         left_out = self._failure_lines.take()
@@ -272,8 +273,9 @@ class SpoolWriter:
 
     # From here on: in the flusher thread.
 
-    def _commit(self, payloads: list[tuple[bytes, int]]) -> float:
+    def _commit(self, group: list[_Waiting]) -> _Written:
         started = time.perf_counter()
+        payloads = [(payload, row_count) for payload, row_count, _, _ in group]
         segment = self._segment
         try:
             if segment is None:
@@ -289,7 +291,7 @@ class SpoolWriter:
         self._on_flush(seconds)
         if segment.size >= self._limits.segment_size:
             self._seal()
-        return seconds
+        return seconds, sum(rows for _, rows in payloads), sum(len(payload) for payload, _ in payloads)
 
     def _seal(self) -> None:
         segment, self._segment = self._segment, None

@@ -72,12 +72,6 @@ class Api:
             time.sleep(0.01)
         wait_until_up(f"{self.url}/health", self.process)
 
-    def revive(self) -> None:
-        """Start it again if it has ended, as it does when a worker dies twice within seconds."""
-        assert self.process is not None
-        if self.process.poll() is not None:
-            self.start()
-
     def worker_pids(self) -> list[int]:
         assert self.process is not None
         try:

@@ -74,8 +74,8 @@ def _shortens(_descriptor: int, length: int) -> bool:
     return length > 0
 
 
-def _brings_usage(_app: object, scope: Any, _protocol: object) -> bool:
-    return str(scope.path).startswith("/api/usage/")
+def _brings_usage(_connection: object, head: Any, _answer: object) -> bool:
+    return str(head.path).startswith("/api/usage/")
 
 
 _HEADER, _FRAME, _FOOTER = _writes(b"APXSPL"), _writes(b"\xffAPF"), _writes(b"\xffAPE")
@@ -97,7 +97,13 @@ POINTS = [
     Point(Role.WORKER, "frames written, not synced", Moment.AFTER, f"{_WRITING}:write_all", _FRAME),
     Point(Role.WORKER, "frames synced, nobody told", Moment.AFTER, f"{_WRITING}:SegmentFile.append"),
     Point(Role.WORKER, "durable and counted", Moment.AFTER, "ingest_api.intake:Intake.make_durable"),
-    Point(Role.WORKER, "answer given", Moment.AFTER, "ingest_api.app:IngestApp.__rsgi__", _brings_usage),
+    Point(
+        Role.WORKER,
+        "answer given",
+        Moment.AFTER,
+        "ingest_api.http_connection:HttpConnection._write",
+        _brings_usage,
+    ),
     Point(Role.WORKER, "no footer", Moment.BEFORE, f"{_WRITING}:write_all", _FOOTER),
     Point(Role.WORKER, "half a footer", Moment.HALF, f"{_WRITING}:write_all", _FOOTER),
     Point(Role.WORKER, "footer written, not synced", Moment.AFTER, f"{_WRITING}:write_all", _FOOTER),

@@ -68,11 +68,11 @@ def test_a_kill_at_any_named_point_loses_nothing_and_counts_nothing_twice(
             with clients.running():
                 if point.role is Role.LOADER:
                     loader.start()
-                wait_until_sprung(trap, point, api)
+                wait_until_sprung(trap, point)
                 sigkills[f"{point.role.name.lower()} at a point"] += 1
                 if point.role is Role.WAREHOUSE:
                     warehouse.start()
-                wait_until_served(clients, api)
+                wait_until_served(clients)
     if not loader.is_running:
         loader.start()
     api.stop()
@@ -96,23 +96,21 @@ def test_a_kill_at_any_named_point_loses_nothing_and_counts_nothing_twice(
     assert hooks <= set().union(*(clients.hooks.sent for clients in exchanges.values()))
 
 
-def wait_until_sprung(trap: Trap, point: Point, api: Api) -> None:
+def wait_until_sprung(trap: Trap, point: Point) -> None:
     """Until a process died at the point, and was seen to be gone."""
     deadline = time.monotonic() + 30
     while (victim := trap.victim()) is None:
         assert time.monotonic() < deadline, f"nothing came to {point.name!r}"
-        api.revive()
         time.sleep(0.01)
     while not is_dead(victim):
         assert time.monotonic() < deadline, f"{victim} lives on after {point.name!r}"
 
 
-def wait_until_served(clients: InsistentClients, api: Api) -> None:
+def wait_until_served(clients: InsistentClients) -> None:
     """Until each kind of thing that they send was acknowledged."""
     deadline = time.monotonic() + 30
     while not clients.are_heard():
         assert time.monotonic() < deadline, "nothing was acknowledged"
-        api.revive()
         time.sleep(0.01)
 
 

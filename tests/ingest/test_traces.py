@@ -107,7 +107,7 @@ def test_a_request_is_traced_from_the_clients_span_to_its_commit(
         batch = [event(event_id=f"evt-{number}") for number in range(7)]
         assert http.post("/api/v1/usage/batch", json=batch).status_code == 200
         assert http.post("/api/usage/track", json=event(quantity="x")).status_code == 422
-        assert http.request("BREW", "/coffee").status_code == 404
+        assert http.request("PROPFIND", "/coffee").status_code == 404
     (request,) = collector.wait_for("POST /api/usage/batch")
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, CALLER)
     assert request.kind == Span.SPAN_KIND_SERVER
