@@ -10,9 +10,9 @@ import os
 import socket
 
 from apex_pipelines.settings import Settings
-from ingest_api.http_connection import ConnectionLimits
 from ingest_api.http_head import RequestHead
 from ingest_api.responses import Answer, HttpError
+from ingest_api.server import connection_limits
 from ingest_api.worker import work
 
 _ANSWER = Answer(200, b"content-type: application/json\r\n", b'{"success":true,"rejected":0}', False)
@@ -40,12 +40,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     settings = Settings()
-    limits = ConnectionLimits(
-        body_size=settings.api_max_body_bytes,
-        head_seconds=settings.api_idle_seconds,
-        body_seconds=settings.api_body_seconds,
-        uploading_size=settings.api_max_uploading_bytes,
-    )
+    limits = connection_limits(settings)
     with socket.create_server(("127.0.0.1", port), backlog=4096) as listener:
         listener.setblocking(False)
         work(DoesNothing(), listener, limits, settings.api_max_connections, os.getppid())

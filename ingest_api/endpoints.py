@@ -130,7 +130,7 @@ def _versioned(path: str) -> tuple[str, ...]:
     return (path.replace("/api/", "/api/v1/", 1),)
 
 
-# Of any endpoint that takes a body (`request_body`).
+# Of any endpoint that takes a body (`http_connection`, `request_body`).
 _BODY_PROBLEMS = (
     Problems(
         400,

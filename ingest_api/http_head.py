@@ -108,7 +108,7 @@ class Message:
             raise
 
     def _head(self, data: bytes) -> RequestHead:
-        self._feed(data)
+        self.feed(data)
         if self._keeps_alive is None:
             raise BadHead("the head of the request is incomplete")
         if len(self._pairs) > _MOST_HEADERS:
@@ -143,14 +143,19 @@ class Message:
         )
 
     def feed(self, data: bytes) -> None:
-        """Parse more of a body that comes in chunks; what it held is appended to `body`.
+        """Parse more: what it held of a body that comes in chunks is appended to `body`.
 
         Raises
         ------
         BadHead
             If these are no chunks, or something follows the last of them.
         """
-        self._feed(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer of another protocol, which is passed over
+        except httptools.HttpParserError as error:
+            raise BadHead(f"that is no HTTP/1.1: {error}") from error
 
     def end(self) -> None:
         """Let go of the parser, which holds this message and is held by it."""
@@ -163,14 +168,6 @@ class Message:
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_HEAD_OF_CHUNKS)
         self._target, self._keeps_alive = target, keeps_alive
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # an offer of another protocol, which is passed over
-        except httptools.HttpParserError as error:
-            raise BadHead(f"that is no HTTP/1.1: {error}") from error
 
     # Called by the parser.
 

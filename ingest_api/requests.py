@@ -1,6 +1,6 @@
 """A request as handlers see it, and the id by which it can be found again.
 
-Belongs here: what all handlers are given. Does not belong here: reading it off the wire (`request_body`).
+Belongs here: what all handlers are given. Does not belong here: reading it off the wire (`http_connection`).
 """
 
 from __future__ import annotations

@@ -67,17 +67,22 @@ def serve(settings: Settings, host: str, port: int, workers: int) -> None:
     settings = settings.model_copy(update={"api_host": host, "api_port": port})
     worker_locks = settings.spool_dir / f"workers-{port}.lock"
     app = IngestApp(settings, SharedCounters(workers, ROUTES), worker_locks)
-    limits = ConnectionLimits(
-        body_size=settings.api_max_body_bytes,
-        head_seconds=settings.api_idle_seconds,
-        body_seconds=settings.api_body_seconds,
-        uploading_size=settings.api_max_uploading_bytes,
-    )
+    limits = connection_limits(settings)
     most = _max_connections(settings.api_max_connections)
     _warn_of_own_secret(settings)
     log.info("ingest API listening", url=f"http://{host}:{port}", workers=workers)
     parent = os.getpid()
     _Workers(listeners, lambda listener: work(app, listener, limits, most, parent)).run()
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """What one client may take, by `settings`."""
+    return ConnectionLimits(
+        body_size=settings.api_max_body_bytes,
+        head_seconds=settings.api_idle_seconds,
+        body_seconds=settings.api_body_seconds,
+        uploading_size=settings.api_max_uploading_bytes,
+    )
 
 
 class _Workers:

@@ -43,8 +43,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await app.open()
-    # What is there now stays, so the collector need not look at it again. Requests leave next to no cycles:
-    # at the default of 700 objects it took a tenth of the time to find none.
+    # What is there now stays, so the collector need not look at it again; and requests leave next to no
+    # cycles for it to find.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED_OBJECTS, 10, 10)
@@ -101,7 +101,7 @@ class Door:
             try:
                 wire, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another worker was faster, or the client has gone
+                return  # nobody waits any more
             except OSError as error:
                 log.error("a connection can't be taken", error=str(error))
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
