@@ -62,8 +62,8 @@ def allowances(
     """
     included = {
         "impressions": included_impressions,
-        "api_calls": plan.included_api_calls,
-        "data_transfer": plan.included_data_transfer_gb,
+        "api_calls": plan.included("api_calls"),
+        "data_transfer": plan.included("data_transfer"),
     }
     return {
         name: Allowance(units * 10 ** metrics[name].scale, base_price_cents)

@@ -91,9 +91,9 @@ def sync_plans(connection: sa.Connection) -> int:
             "name": plan.name,
             "base_price_cents": plan.base_price_cents,
             "currency": plan.currency,
-            "included_impressions": plan.included_impressions,
-            "included_api_calls": plan.included_api_calls,
-            "included_data_transfer_gb": plan.included_data_transfer_gb,
+            "included_impressions": plan.included("impressions"),
+            "included_api_calls": plan.included("api_calls"),
+            "included_data_transfer_gb": plan.included("data_transfer"),
             "trial_days": plan.trial_days,
         }
         for plan in catalogue.plans().values()
@@ -197,7 +197,9 @@ def change_plan(
     base_price_cents: int | None = None,
     included_impressions: int | None = None,
 ) -> str:
-    """Move the open subscription to another plan at once, keeping its period; its id. Safe to repeat.
+    """Move the open subscription to another plan from `now` on, keeping its period; its id. Safe to repeat.
+
+    Contract terms of other metrics and of the platform fee stay as they are.
 
     Raises
     ------
@@ -284,7 +286,8 @@ def roll_periods(connection: sa.Connection, now: datetime) -> int:
                 "start": start,
                 "end": end,
                 "new_status": str(SubscriptionStatus.ACTIVE) if trial_over else row.status,
-                "at": now,
+                # A trial ends when it ends, whenever that is noticed.
+                "at": row.trial_end if trial_over else now,
             }
         )
     if changes:

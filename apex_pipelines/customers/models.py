@@ -85,6 +85,18 @@ class Subscription(Base):
     base_price_cents: Mapped[int] = mapped_column(sa.BigInteger)
     currency: Mapped[str] = mapped_column(sa.Text, server_default="usd")
     included_impressions: Mapped[int] = mapped_column(sa.BigInteger)
+    included_api_calls: Mapped[int | None] = mapped_column(
+        sa.BigInteger, comment="of this customer; null: the plan's"
+    )
+    included_data_transfer_gb: Mapped[int | None] = mapped_column(
+        sa.BigInteger, comment="of this customer; null: the plan's"
+    )
+    platform_fee_basis_points: Mapped[int | None] = mapped_column(
+        sa.Integer, comment="of the highest band by contract; null: its own"
+    )
+    platform_fee_minimum_cents: Mapped[int] = mapped_column(
+        sa.BigInteger, server_default="0", comment="least platform fee of a month by contract"
+    )
     started_at: Mapped[datetime] = mapped_column(TIMESTAMP)
     trial_end: Mapped[datetime | None] = mapped_column(TIMESTAMP)
     current_period_start: Mapped[datetime] = mapped_column(TIMESTAMP)
@@ -97,6 +109,8 @@ class Subscription(Base):
             "status in ('trialing', 'active', 'past_due', 'suspended', 'canceled')", name="status_known"
         ),
         sa.CheckConstraint("(status = 'canceled') = (cancelled_at is not null)", name="canceled_has_time"),
+        sa.CheckConstraint("platform_fee_basis_points between 100 and 150", name="platform_fee_in_range"),
+        sa.CheckConstraint("platform_fee_minimum_cents >= 0", name="platform_fee_minimum_positive"),
         sa.Index(
             "uq_subscriptions_one_open",
             "customer_id",
@@ -104,6 +118,31 @@ class Subscription(Base):
             postgresql_where=sa.text("status <> 'canceled'"),
         ),
     )
+
+
+class SubscriptionChange(Base):
+    """The terms of a subscription from `effective_at` until its next change; the database writes each row.
+
+    A change of several things at once is one row. Of two rows of one instant the later `id` holds.
+    """
+
+    __tablename__ = "subscription_changes"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    subscription_id: Mapped[str] = mapped_column(sa.ForeignKey("subscriptions.id", ondelete="CASCADE"))
+    customer_id: Mapped[str] = mapped_column(sa.Text)
+    effective_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+    plan_type: Mapped[str] = mapped_column(sa.Text)
+    status: Mapped[str] = mapped_column(sa.Text)
+    base_price_cents: Mapped[int] = mapped_column(sa.BigInteger)
+    currency: Mapped[str] = mapped_column(sa.Text)
+    included_impressions: Mapped[int] = mapped_column(sa.BigInteger)
+    included_api_calls: Mapped[int | None] = mapped_column(sa.BigInteger)
+    included_data_transfer_gb: Mapped[int | None] = mapped_column(sa.BigInteger)
+    platform_fee_basis_points: Mapped[int | None] = mapped_column(sa.Integer)
+    platform_fee_minimum_cents: Mapped[int] = mapped_column(sa.BigInteger)
+
+    __table_args__ = (sa.Index("ix_subscription_changes_subscription_id", "subscription_id", "effective_at"),)
 
 
 class OnboardingProgress(Base):

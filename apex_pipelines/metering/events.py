@@ -68,6 +68,8 @@ class AcceptedEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
         Microseconds since 1970-01-01 UTC.
     metadata : str
         JSON object.
+    historical : bool
+        Whether a key for history brought it, so that it may be older than what others may send.
     """
 
     customer_id: str
@@ -79,6 +81,7 @@ class AcceptedEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     metadata: str
     corrects_event_id: str
     correction_reason: str
+    historical: bool = False
 
 
 def milliseconds(instant: datetime) -> int:

@@ -136,6 +136,7 @@ class MeteringRules:
             metadata,
             event.corrects_event_id or "",
             event.reason or "",
+            arrival.historical,
         )
 
 

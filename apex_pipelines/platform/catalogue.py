@@ -6,6 +6,7 @@ Belongs here: reading and typing these files. Does not belong here: any rule tha
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -40,18 +41,40 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanAllowance:
+    """What a plan includes of one metric in a billing period, and the price of use beyond it.
+
+    Attributes
+    ----------
+    included_units : int
+        In the metric's unit.
+    overage_price_cents, overage_units : int or None
+        So many minor units for so many of the metric's units; both None: the plan's own effective rate, which
+        is its month's price for what it includes.
+    """
+
+    metric_type: str
+    included_units: int
+    overage_price_cents: int | None
+    overage_units: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One plan of the catalogue; price in minor units (cents) a month, quantities a billing period."""
+    """One plan of the catalogue; price in minor units (cents) a month, allowances by `metric_type`."""
 
     plan_type: str
     name: str
     base_price_cents: int
     currency: str
-    included_impressions: int
-    included_api_calls: int
-    included_data_transfer_gb: int
     trial_days: int
     rank: int
+    allowances: Mapping[str, PlanAllowance]
+
+    def included(self, metric_type: str) -> int:
+        """Units of the metric that a billing period includes; 0 when it has no allowance."""
+        allowance = self.allowances.get(metric_type)
+        return 0 if allowance is None else allowance.included_units
 
 
 def _rows(name: str, folder: Path = SEEDS) -> list[dict[str, str]]:
@@ -84,16 +107,23 @@ def telemetry_metrics() -> dict[str, Metric]:
 @cache
 def plans() -> dict[str, Plan]:
     """Plans by `plan_type`, in the catalogue's order."""
-    numbers = (
-        "base_price_cents", "included_impressions", "included_api_calls",
-        "included_data_transfer_gb", "trial_days", "rank",
-    )  # fmt: skip
+    allowances: dict[str, dict[str, PlanAllowance]] = {}
+    for row in _rows("plan_allowances"):
+        allowances.setdefault(row["plan_type"], {})[row["metric_type"]] = PlanAllowance(
+            metric_type=row["metric_type"],
+            included_units=int(row["included_units"]),
+            overage_price_cents=int(row["overage_price_cents"]) if row["overage_price_cents"] else None,
+            overage_units=int(row["overage_units"]) if row["overage_units"] else None,
+        )
     return {
         row["plan_type"]: Plan(
             plan_type=row["plan_type"],
             name=row["name"],
+            base_price_cents=int(row["base_price_cents"]),
             currency=row["currency"],
-            **{name: int(row[name]) for name in numbers},
+            trial_days=int(row["trial_days"]),
+            rank=int(row["rank"]),
+            allowances=allowances.get(row["plan_type"], {}),
         )
         for row in _rows("plan_catalogue")
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from apex_pipelines.settings import Settings
@@ -62,10 +62,20 @@ def ensure_manifest(settings: Settings) -> Path:
     return manifest
 
 
-def dbt_variables(settings: Settings, as_of_date: date) -> dict[str, str | int]:
-    """Variables that every dbt run of ours gets; `as_of_date` is today's date in UTC."""
-    return {
-        "as_of_date": as_of_date.isoformat(),
+def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
+    """Variables that every dbt run of ours gets.
+
+    Parameters
+    ----------
+    as_of : date or datetime
+        The instant of the run, aware; of a plain date it is the end of that day in UTC.
+    """
+    instant: dict[str, str | int] = {}
+    if isinstance(as_of, datetime):
+        utc = as_of.astimezone(UTC)
+        as_of, instant = utc.date(), {"as_of_instant": f"{utc:%Y-%m-%d %H:%M:%S.%f}"}
+    return instant | {
+        "as_of_date": as_of.isoformat(),
         "churn_label": settings.churn_label,
         "churn_horizon_days": settings.churn_horizon_days,
         "churn_feature_step_days": settings.churn_feature_step_days,

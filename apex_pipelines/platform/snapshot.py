@@ -35,7 +35,7 @@ def copy_table(engine: sa.Engine, client: Client, table: str, snapshot_at: datet
             "order by position",
             parameters={"table": table},
         ).result_rows
-        if name != "snapshot_at"
+        if name not in ("snapshot_at", "copy_number", "is_deleted")
     ]
     twin = f"raw.{table}__incoming"
     client.command(f"drop table if exists {twin} sync")

@@ -12,3 +12,16 @@
     {%- endif -%}
     toDate('{{ value if value is not none else '1970-01-01' }}')
 {%- endmacro %}
+
+{#
+    The instant at which a run takes place, as a DateTime64(6, 'UTC'): within as_of_date, its end when nobody
+    said. Billing periods begin and end at instants; all else goes by whole days.
+#}
+{% macro as_of_instant() -%}
+    {%- set value = var('as_of_instant', none) -%}
+    {%- if value is none -%}
+        toDateTime64({{ as_of_date() }} + 1, 6, 'UTC')
+    {%- else -%}
+        toDateTime64('{{ value }}', 6, 'UTC')
+    {%- endif -%}
+{%- endmacro %}

@@ -39,6 +39,7 @@ class Models:
     settings: Settings
     client: Client
     work_dir: Path
+    changes: int = 0
     parsed: ClassVar[bytes | None] = None  # parsing takes seconds, and is the same for any warehouse
 
     def command(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> list[str]:
@@ -147,6 +148,33 @@ class Models:
             "snapshot_at": started_at,
         }
         self.client.insert("raw.subscriptions", [list(columns.values())], column_names=list(columns))
+        self.change_terms(customer_id, started_at, plan_type=plan_type, base_price_cents=base_price_cents)
+
+    def change_terms(
+        self,
+        customer_id: str,
+        effective_at: datetime,
+        *,
+        plan_type: str = "indie",
+        status: str = "active",
+        base_price_cents: int = 9_900,
+        included_impressions: int = 1_000_000,
+    ) -> None:
+        """Terms of the customer's subscription from an instant on; later calls win at the same instant."""
+        self.changes += 1
+        columns: dict[str, object] = {
+            "id": self.changes,
+            "subscription_id": f"sub_{customer_id}",
+            "customer_id": customer_id,
+            "effective_at": effective_at,
+            "plan_type": plan_type,
+            "status": status,
+            "base_price_cents": base_price_cents,
+            "currency": "usd",
+            "included_impressions": included_impressions,
+            "snapshot_at": effective_at,
+        }
+        self.client.insert("raw.subscription_changes", [list(columns.values())], column_names=list(columns))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +202,8 @@ def models(_models_server: Models) -> Models:
     """The project on empty raw tables and with nothing built yet."""
     client = _models_server.client
     _models_server.drop_all()
-    for table in ("usage_events", "customers", "subscriptions", "payments", "email_log"):
+    for table in ("usage_events", "customers", "subscriptions", "subscription_changes", "payments", "events",
+                  "email_log", "webhook_inbox"):  # fmt: skip
         client.command(f"truncate table raw.{table}")
     client.command("truncate table ml.churn_scores")
     return _models_server

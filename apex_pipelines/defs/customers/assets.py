@@ -14,6 +14,11 @@ SNAPSHOTS = {
         [dg.AssetKey(["billing", "billing_periods"])],
         "Every subscription ever opened, with its plan, status, period and end.",
     ),
+    "subscription_changes": (
+        "billing",
+        [dg.AssetKey(["billing", "billing_periods"])],
+        "The terms of each subscription from an instant on, one row a change.",
+    ),
     "payments": ("billing", [], "Every attempt to collect an invoice, with its outcome."),
 }
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -39,13 +39,13 @@ AFTER_SCORES = "stg_churn_scores+"
 WAREHOUSE_POOL = "warehouse"
 
 
-def dbt_arguments(settings: Settings, as_of_date: date) -> list[str]:
+def dbt_arguments(settings: Settings, now: datetime) -> list[str]:
     """Arguments of the one dbt command that a step makes.
 
     Unit tests check the code, not the data, so they run with the test suite and not every day. A test that
     spans several models runs in the step that builds the last of them.
     """
-    variables = json.dumps(dbt_variables(settings, as_of_date))
+    variables = json.dumps(dbt_variables(settings, now))
     options = ["--exclude-resource-type", "unit_test", "--indirect-selection", "buildable"]
     return ["build", *options, "--vars", variables]
 
@@ -67,7 +67,7 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         # A folder that stays, so that dbt finds what it parsed in the run before and need not parse again.
         target = stores.settings.home_path / "dbt" / name
         target.mkdir(parents=True, exist_ok=True)
-        arguments = dbt_arguments(stores.settings, stores.as_of_date)
+        arguments = dbt_arguments(stores.settings, stores.now)
         yield from dbt.cli(arguments, context=context, target_path=target).stream()
 
     return models

@@ -68,7 +68,9 @@ def _roomier_plan(customer: store.CustomerFacts) -> Plan | None:
     if included is None:
         return None
     rank = customer.plan.rank if customer.plan else -1
-    roomier = [plan for plan in plans().values() if plan.rank > rank and plan.included_impressions > included]
+    roomier = [
+        plan for plan in plans().values() if plan.rank > rank and plan.included("impressions") > included
+    ]
     return min(roomier, key=lambda plan: plan.rank, default=None)
 
 
@@ -84,6 +86,6 @@ def _data(
             "next_plan_name": next_plan.name,
             "next_price_cents": next_plan.base_price_cents,
             "currency": next_plan.currency,
-            "next_included_impressions": next_plan.included_impressions,
+            "next_included_impressions": next_plan.included("impressions"),
         }
     return data

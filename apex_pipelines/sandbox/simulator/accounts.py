@@ -13,9 +13,14 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from apex_pipelines.billing import store as billing
-from apex_pipelines.customers.models import Customer, Subscription, SubscriptionStatus
+from apex_pipelines.customers.models import (
+    Customer,
+    Subscription,
+    SubscriptionChange,
+    SubscriptionStatus,
+)
 from apex_pipelines.customers.store import NewCustomer, create_customers, customer_id_for
-from apex_pipelines.sandbox.simulator.life import Life
+from apex_pipelines.sandbox.simulator.life import Life, PlanChange
 
 SOURCE = "simulator"
 
@@ -71,7 +76,7 @@ def sync_accounts(
             )
             for story in present
         ],
-        now,
+        as_of,
     )
     _sync_subscriptions(connection, present, as_of, now)
     attempts = [
@@ -104,28 +109,43 @@ def _sync_subscriptions(
         sa.select(
             Subscription.customer_id,
             Subscription.status,
-            Subscription.plan_type,
-            Subscription.base_price_cents,
+            sa.func.max(SubscriptionChange.effective_at).label("changed_at"),
         )
         .join(Customer, Customer.id == Subscription.customer_id)
+        .join(SubscriptionChange, SubscriptionChange.subscription_id == Subscription.id)
         .where(Customer.source == SOURCE)
+        .group_by(Subscription.id)
     )
     stored = {row.customer_id: row for row in connection.execute(query)}
     for story in stories:
         row = stored[customer_id(story)]
-        if row.status == SubscriptionStatus.CANCELED:
+        if row.status != SubscriptionStatus.CANCELED:
+            _live_on(connection, story, row.customer_id, row.changed_at, as_of, now)
+
+
+def _live_on(
+    connection: sa.Connection, story: Life, customer: str, after: datetime, as_of: datetime, now: datetime
+) -> None:
+    """Change the customer's subscription as it happened behind `after`, each change at its own time."""
+    changes: list[tuple[datetime, PlanChange | SubscriptionStatus]] = [
+        *((change.at, change) for change in story.plan_changes),
+        *((payment.at, payment.status_after) for payment in story.payments),
+    ]
+    if story.trial_end is not None:
+        changes.append((story.trial_end, SubscriptionStatus.ACTIVE))
+    for at, change in sorted(changes, key=lambda each: each[0]):
+        if not after < at < as_of:
             continue
-        terms, status = story.terms_at(as_of), story.status_at(as_of)
-        if (row.plan_type, row.base_price_cents) != (terms.plan_type, terms.base_price_cents):
+        if isinstance(change, PlanChange):
             billing.change_plan(
                 connection,
-                row.customer_id,
-                terms.plan_type,
-                now,
-                base_price_cents=terms.base_price_cents,
-                included_impressions=terms.included_impressions,
+                customer,
+                change.plan_type,
+                at,
+                base_price_cents=change.base_price_cents,
+                included_impressions=change.included_impressions,
             )
-        if status is SubscriptionStatus.CANCELED:
-            billing.cancel(connection, row.customer_id, now, cancelled_at=story.ends_at)
-        elif row.status != status:
-            billing.set_status(connection, row.customer_id, status, now)
+        else:
+            billing.set_status(connection, customer, change, at)
+    if story.status_at(as_of) is SubscriptionStatus.CANCELED:
+        billing.cancel(connection, customer, now, cancelled_at=story.ends_at)

@@ -220,7 +220,7 @@ def _grow_out_of_plan(story: Life, rng: np.random.Generator) -> None:
         wants = rng.random() < 0.35
         if over and wants and terms.plan_type in order[:-1]:
             plan = catalogue.plans()[order[order.index(terms.plan_type) + 1]]
-            change = PlanChange(at, plan.plan_type, plan.base_price_cents, plan.included_impressions)
+            change = PlanChange(at, plan.plan_type, plan.base_price_cents, plan.included("impressions"))
             story.plan_changes.append(change)
 
 

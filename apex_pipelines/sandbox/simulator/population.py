@@ -150,7 +150,7 @@ def _customer(simulation: Simulation, index: int) -> SimulatedCustomer:
     archetype = _archetype(index, rng)
     plan_type = _plan(archetype, rng)
     plan = catalogue.plans()[plan_type]
-    price, included = plan.base_price_cents, plan.included_impressions
+    price, included = plan.base_price_cents, plan.included("impressions")
     if plan_type == "enterprise":
         price = int(rng.choice([99_900, 149_900, 249_900]))
         included = int(rng.choice([50, 100, 200])) * 1_000_000

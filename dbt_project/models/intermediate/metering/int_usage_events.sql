@@ -2,7 +2,7 @@
     config(
         materialized='incremental',
         incremental_strategy='append',
-        on_schema_change='fail',
+        on_schema_change='append_new_columns',
         order_by=['customer_id', 'usage_date', 'event_id'],
         primary_key='(customer_id, usage_date)',
         partition_by='toYear(usage_date)',
@@ -75,9 +75,10 @@ first_arrivals as (
         event.5 as metadata,
         event.6 as corrects_event_id,
         event.7 as correction_reason,
-        event.8 as batch_id,
-        event.9 as batch_row,
-        event.10 as loaded_at,
+        event.8 as historical,
+        event.9 as batch_id,
+        event.10 as batch_row,
+        event.11 as loaded_at,
         event_key
     from (
         select
@@ -87,7 +88,7 @@ first_arrivals as (
             argMin(
                 (
                     metric_type, quantity, event_time, accepted_at, metadata,
-                    corrects_event_id, correction_reason, batch_id, batch_row, loaded_at
+                    corrects_event_id, correction_reason, historical, batch_id, batch_row, loaded_at
                 ),
                 -- What was loaded together may come from several workers, whose names say nothing of time.
                 (loaded_at, accepted_at, batch_id, batch_row)
@@ -123,7 +124,8 @@ select
     greatest(
         now64(6, 'UTC'),
         {{ stored_watermark('int_usage_events.processed_at') }} + toIntervalMicrosecond(1)
-    ) as processed_at
+    ) as processed_at,
+    if(first_arrivals.historical = 1, usage_date, toDate(first_arrivals.accepted_at, 'UTC')) as known_on
 from first_arrivals
 left join {{ ref('metric_catalogue') }} as metric
     on first_arrivals.metric_type = metric.metric_type

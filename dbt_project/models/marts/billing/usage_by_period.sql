@@ -5,12 +5,9 @@ with open_subscriptions as (
         subscription.subscription_id as subscription_id,
         subscription.current_period_start as period_start,
         subscription.current_period_end as period_end,
-        subscription.included_impressions as included_impressions,
-        plan.included_api_calls as included_api_calls,
-        plan.included_data_transfer_gb as included_data_transfer_gb
+        subscription.plan_type as plan_type,
+        subscription.included_impressions as included_impressions
     from {{ ref('int_current_subscriptions') }} as subscription
-    left join {{ ref('plan_catalogue') }} as plan
-        on subscription.plan_type = plan.plan_type
     where subscription.is_open
 
 ),
@@ -63,14 +60,15 @@ periods as (
     select
         open_subscriptions.*,
         metric.metric_type as metric_type,
-        multiIf(
-            metric.metric_type = 'impressions', included_impressions,
-            metric.metric_type = 'api_calls', included_api_calls,
-            metric.metric_type = 'data_transfer', included_data_transfer_gb * toInt64(intExp10(metric.scale)),
-            0
+        if(
+            metric.metric_type = 'impressions',
+            included_impressions,
+            allowance.included_units * toInt64(intExp10(metric.scale))
         ) as included
     from open_subscriptions
     cross join (select * from {{ ref('metric_catalogue') }} where kind = 'usage') as metric
+    left join {{ ref('plan_allowances') }} as allowance
+        on open_subscriptions.plan_type = allowance.plan_type and metric.metric_type = allowance.metric_type
 
 )
 

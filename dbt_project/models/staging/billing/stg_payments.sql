@@ -9,4 +9,4 @@ select
     failure_code,
     occurred_at,
     snapshot_at
-from {{ source('raw', 'payments') }}
+from {{ source('raw', 'payments') }} final

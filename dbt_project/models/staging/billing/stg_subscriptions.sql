@@ -6,10 +6,14 @@ select
     base_price_cents,
     currency,
     included_impressions,
+    included_api_calls,
+    included_data_transfer_gb,
+    platform_fee_basis_points,
+    platform_fee_minimum_cents,
     started_at,
     trial_end,
     current_period_start,
     current_period_end,
     cancelled_at,
     snapshot_at
-from {{ source('raw', 'subscriptions') }}
+from {{ source('raw', 'subscriptions') }} final

@@ -8,4 +8,4 @@ select
     external_ref,
     created_at,
     snapshot_at
-from {{ source('raw', 'customers') }}
+from {{ source('raw', 'customers') }} final

@@ -8,6 +8,7 @@ select
     metadata,
     corrects_event_id,
     correction_reason,
+    historical,
     batch_id,
     batch_row,
     loaded_at
