@@ -92,7 +92,10 @@ class Models:
 
     def build_usage(self, *options: str) -> None:
         """Everything up to `usage_daily`, with the data tests on the way."""
-        self.run("build", "--select", "+usage_daily", "--exclude-resource-type", "unit_test", *options)
+        self.run(
+            "build", "--select", "+usage_daily", "--indirect-selection", "buildable",
+            "--exclude-resource-type", "unit_test", *options,
+        )  # fmt: skip
 
     def build(self, *models: str, as_of: date = AS_OF, **variables: str | int) -> None:
         """`models` and what they stand on, without tests."""

@@ -249,6 +249,7 @@ def _insert_many(models: Models, part: int, rows: int) -> None:
             '{{}}' as metadata,
             '' as corrects_event_id,
             '' as correction_reason,
+            0 as historical,
             'batch-{part}' as batch_id,
             number as batch_row,
             toDateTime64('2026-05-30 00:00:00', 6, 'UTC') + {part} * 7200 as loaded_at
