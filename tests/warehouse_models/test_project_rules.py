@@ -65,6 +65,34 @@ def test_every_model_is_described_owned_and_checked(manifest: dict[str, Any]) ->
             assert all(column["data_type"] for column in model["columns"].values()), name
 
 
+def test_a_test_that_spans_models_stops_all_that_is_behind_the_model_it_is_shown_on(
+    manifest: dict[str, Any],
+) -> None:
+    # dbt skips only what depends on all of a test's models. Where a model behind the tested one does not, the
+    # tested one names the others in a comment, `depends_on`, so that they stand before it.
+    tests = [node for node in manifest["nodes"].values() if node["resource_type"] == "test"]
+    for test in tests:
+        parents = set(test["depends_on"]["nodes"])
+        if len(parents) == 1 or test["config"]["severity"].lower() == "warn":
+            continue
+        meta = test["config"].get("meta") or {}
+        shown_on = test.get("attached_node") or f"model.apex.{meta['dagster']['ref']['name']}"
+        for model in _reach(manifest["child_map"], shown_on):
+            missed = parents - _reach(manifest["parent_map"], model)
+            assert not missed, f"{test['name']} does not stop {model}, which does not depend on {missed}"
+
+
+def _reach(edges: dict[str, list[str]], start: str) -> set[str]:
+    """Models, seeds and sources that `edges` lead to from `start`."""
+    found: set[str] = set()
+    to_visit = [start]
+    while to_visit:
+        new = {n for n in edges[to_visit.pop()] if n.startswith(("model.", "seed.", "source."))} - found
+        found |= new
+        to_visit += new
+    return found
+
+
 def test_models_ask_no_clock(manifest: dict[str, Any]) -> None:
     for model in _models(manifest):
         code = (

@@ -11,7 +11,6 @@ email_queue = dg.define_asset_job(
     "email_queue",
     selection=EMAILS_SENT,
     description="Sends what waits in the mail queue.",
-    executor_def=dg.in_process_executor,
 )
 
 # The partial index on what is pending answers this without reading the table. A row that an operator reset by

@@ -1,4 +1,4 @@
-"""Jobs that go through several domains. Steps of a run share one process: starting one costs seconds."""
+"""Jobs that go through several domains."""
 
 import dagster as dg
 
@@ -8,23 +8,19 @@ whole_chain = dg.define_asset_job(
     "whole_chain",
     selection=dg.AssetSelection.all(),
     description="Everything from raw telemetry to the mails sent, with a new churn model.",
-    executor_def=dg.in_process_executor,
 )
 daily_chain = dg.define_asset_job(
     "daily_chain",
     selection=dg.AssetSelection.all() - CHURN_MODEL,
     description="Everything from raw telemetry to the mails sent, with the churn model that is in use.",
-    executor_def=dg.in_process_executor,
 )
 churn_training = dg.define_asset_job(
     "churn_training",
     selection=CHURN_MODEL,
     description="Trains a challenger on the features that are there and promotes it when the gate holds.",
-    executor_def=dg.in_process_executor,
 )
 usage_limits = dg.define_asset_job(
     "usage_limits",
     selection=dg.AssetSelection.keys(["lifecycle", "usage_alerts"]).upstream(),
     description="Counts what is new and raises alerts on included quantities.",
-    executor_def=dg.in_process_executor,
 )

@@ -9,6 +9,8 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, dbt_assets
 
 from apex_pipelines.defs.platform.resources import Stores
+from apex_pipelines.defs.warehouse import stopping
+from apex_pipelines.platform.clickhouse import row_counts
 from apex_pipelines.platform.dbt import dbt_executable, dbt_variables, manifest_path
 from apex_pipelines.settings import Settings
 
@@ -53,24 +55,43 @@ def dbt_arguments(settings: Settings, now: datetime) -> list[str]:
 def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.AssetsDefinition:
     """Assets of the models in a dbt selection."""
 
+    translator = ApexDbtTranslator(DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True))
+
     @dbt_assets(
         name=name,
         manifest=manifest_path(_SETTINGS),
         select=select,
         exclude=exclude,
-        dagster_dbt_translator=ApexDbtTranslator(
-            DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True)
-        ),
+        dagster_dbt_translator=translator,
         pool=WAREHOUSE_POOL,
     )
     def models(context: dg.AssetExecutionContext, dbt: DbtCliResource, stores: Stores) -> Iterator[Any]:
         # A folder that stays, so that dbt finds what it parsed in the run before and need not parse again.
         target = stores.settings.home_path / "dbt" / name
         target.mkdir(parents=True, exist_ok=True)
+        manifest = json.loads(manifest_path(stores.settings).read_bytes())
+        broken = stopping.broken_assets(context.instance, context.run.run_id)
         arguments = dbt_arguments(stores.settings, stores.now)
-        yield from dbt.cli(arguments, context=context, target_path=target).stream()
+        arguments += stopping.without_descendants(broken, manifest, translator)
+        events = dbt.cli(arguments, context=context, target_path=target).stream()
+
+        def counted(outputs: list[dg.Output[Any]]) -> dict[str, dict[str, int]]:
+            tables = _tables(outputs, manifest)
+            with stores.clickhouse(context) as client:
+                counts = row_counts(client, tables.values())
+            return {name: {"dagster/row_count": counts[table]} for name, table in tables.items()}
+
+        yield from stopping.held_until_checked(events, context.asset_key_for_output, counted)
 
     return models
+
+
+def _tables(outputs: list[dg.Output[Any]], manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Output name to table, of what is stored; counting a view's rows would cost what its query costs."""
+    nodes = [
+        (output.output_name, manifest["nodes"][output.metadata["unique_id"].value]) for output in outputs
+    ]
+    return {name: node["relation_name"] for name, node in nodes if node["config"]["materialized"] != "view"}
 
 
 @dg.definitions
@@ -85,4 +106,5 @@ def defs() -> dg.Definitions:
             build_models("models_after_scores", select=AFTER_SCORES),
         ],
         resources={"dbt": dbt},
+        executor=stopping.EXECUTOR,
     )

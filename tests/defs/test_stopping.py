@@ -1,0 +1,119 @@
+"""A broken check stops what depends on it, and nothing else: the real graph, run by its own executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from clickhouse_connect.driver.client import Client
+
+from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
+from apex_pipelines.customers.store import NewCustomer, create_customer
+from apex_pipelines.definitions import defs as platform
+from apex_pipelines.platform.clock import ManualClock
+from apex_pipelines.settings import Settings
+from apex_pipelines.stack import dagster_environment
+
+PAYMENTS = dg.AssetKey(["raw", "payments"])
+USAGE_BY_PERIOD = dg.AssetKey(["marts", "usage_by_period"])
+
+
+@dg.asset_check(asset=PAYMENTS, blocking=True)
+def payments_are_right() -> dg.AssetCheckResult:
+    """Fails, as a suite over what comes from outside may."""
+    return dg.AssetCheckResult(passed=False)
+
+
+def _definitions() -> dg.Definitions:
+    return dg.Definitions.merge(platform(), dg.Definitions(asset_checks=[payments_are_right]))
+
+
+def _job() -> dg.JobDefinition:
+    return _definitions().resolve_job_def("daily_chain")
+
+
+@pytest.fixture(autouse=True)
+def _world(
+    settings: Settings, engine: sa.Engine, warehouse: Client, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    for name, value in dagster_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    databases = ("staging", "intermediate", "marts")
+    for database in databases:
+        warehouse.command(f"drop database if exists {database} sync")
+    yield
+    for database in databases:
+        warehouse.command(f"drop database if exists {database} sync")
+
+
+def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
+    warehouse: Client, engine: sa.Engine, clock: ManualClock, tmp_path: Path
+) -> None:
+    with engine.begin() as connection:
+        sync_plans(connection)
+        customer = create_customer(connection, NewCustomer("A", "a@example.com"), clock.now())
+        subscribe(
+            connection, NewSubscription(customer, "indie", clock.now() - timedelta(days=3)), clock.now()
+        )
+        # A period that ends before it begins: a test of usage_by_period refuses it.
+        connection.execute(
+            sa.text("update subscriptions set current_period_start = current_period_end + interval '1 day'")
+        )
+    targets = dg.AssetSelection.assets(
+        ["lifecycle", "onboarding_steps"],
+        ["lifecycle", "usage_alerts"],
+        ["marts", "customer_health"],
+        ["marts", "at_risk_customers"],
+    )
+    graph = _definitions().resolve_asset_graph()
+    chosen = targets.upstream().resolve(graph)
+    stopped = (
+        dg.AssetSelection.assets(PAYMENTS, USAGE_BY_PERIOD).downstream(include_self=False).resolve(graph)
+    )
+
+    with (
+        dg.instance_for_test(temp_dir=str(tmp_path)) as instance,
+        dg.execute_job(dg.reconstructable(_job), instance, asset_selection=sorted(chosen)) as run,
+    ):
+        events = run.all_events
+    built = {event.asset_key for event in events if event.is_step_materialization}
+    broken = {
+        event.asset_check_evaluation_data.asset_key
+        for event in events
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        and not event.asset_check_evaluation_data.passed
+    }
+
+    assert broken == {PAYMENTS, USAGE_BY_PERIOD}
+    assert built == chosen - stopped
+    assert {dg.AssetKey(["lifecycle", "onboarding_steps"]), dg.AssetKey(["marts", "onboarding"])} <= built
+    assert {dg.AssetKey(["lifecycle", "usage_alerts"]), dg.AssetKey(["marts", "customer_health"])} <= stopped
+    assert not run.success, "somebody must hear of it"
+
+    # What was left out is not there, and each table that is there says how many rows it has.
+    tables = warehouse.query(
+        "select database, name from system.tables where database in ('marts', 'intermediate') "
+        "and name not like 'model_watermarks'"
+    ).result_rows
+    assert {dg.AssetKey(list(table)) for table in tables} == {
+        key for key in built if key.path[0] in ("marts", "intermediate")
+    }
+    counts = {
+        event.asset_key: event.step_materialization_data.materialization.metadata.get("dagster/row_count")
+        for event in events
+        if event.is_step_materialization
+    }
+    stored = warehouse.query(
+        "select database, name from system.tables where database in ('staging', 'intermediate', 'marts') "
+        "and engine like '%MergeTree' and name != 'model_watermarks'"
+    ).result_rows
+    for database, name in stored:
+        found = counts[dg.AssetKey([database, name])]
+        assert found is not None, name
+        assert found.value == warehouse.query(f"select count() from {database}.{name}").result_rows[0][0], (
+            name
+        )
