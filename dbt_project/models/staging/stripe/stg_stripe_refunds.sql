@@ -1,0 +1,13 @@
+select
+    object_id as refund_id,
+    {{ stripe_reference('charge') }} as charge_id,
+    {{ stripe_reference('payment_intent') }} as payment_intent_id,
+    {{ stripe_text('status') }} as status,
+    {{ stripe_text('reason') }} as reason,
+    {{ stripe_text('failure_reason') }} as failure_reason,
+    {{ stripe_text('currency') }} as currency,
+    {{ stripe_integer('amount') }} as amount_cents,
+    {{ stripe_time('created') }} as created_at,
+    fetched_at
+from {{ ref('stg_stripe_objects') }}
+where object = 'refund' and not is_deleted
