@@ -38,16 +38,16 @@ def land_objects(
 ) -> int:
     """Write objects to `raw.stripe_objects` in one durable insert; safe to repeat.
 
-    Land the lines of an invoice before the invoice itself: one whose list was cut short counts as broken until
-    the rest of its lines are there.
+    Land the lines of an invoice before the invoice itself: one whose list was cut short counts as broken
+    until the rest of its lines are there.
 
     Parameters
     ----------
     objects : iterable of bytes, str or mapping
-        JSON text is stored as it is; a mapping is encoded, its `Decimal` values as the strings that Stripe sends.
+        JSON text is stored as it is; a mapping is encoded, its `Decimal` values as strings, as Stripe does.
     fetched_at : datetime
-        Aware instant, by the platform's clock, before Stripe was asked: an object may change while it is on its
-        way, and a fetch that began later must win.
+        Aware instant, by the platform's clock, before Stripe was asked: an object may change while it is on
+        its way, and a fetch that began later must win.
     api_version : str
         Version of Stripe's API that gave the objects their form.
     livemode : bool
@@ -61,7 +61,7 @@ def land_objects(
     Raises
     ------
     UnreadableStripeObject
-        If one of them is no JSON object with `object` and `id`, or is of the other mode; none is written then.
+        If one of them is no JSON object with `object` and `id`, or is of the other mode; none is written.
     """
     rows = []
     for position, given in enumerate(objects):
