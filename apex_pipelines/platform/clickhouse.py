@@ -21,8 +21,8 @@ log = get_logger(__name__)
 MIGRATIONS = PROJECT_ROOT / "migrations" / "clickhouse"
 
 # Said on each insert, because the opposite became the default in 26.2. fsync is a setting of tables:
-# those of telemetry (`raw.usage*`), which no other source could restore, and of Stripe's objects, which are not
-# asked for twice, state it themselves; the embedded warehouse has it as the default of all.
+# those of telemetry (`raw.usage*`), which no other source could restore, and of Stripe's objects, which are
+# not asked for twice, state it themselves; the embedded warehouse has it as the default of all.
 DURABLE_INSERT = {"async_insert": 0}
 
 
