@@ -129,17 +129,16 @@
     )
 {%- endmacro %}
 
-{# Hooks of usage_daily: it counts the events of runs that finished, and nothing of one that is under way. #}
-{% macro begin_usage_daily() -%}
+{#
+    Hooks of an incremental model that reads another one: it takes in what runs of `source` that finished have
+    stored, and nothing of one that is under way. `source` is the name of a mark.
+#}
+{% macro begin_reading(model, source) -%}
     insert into {{ model_watermarks() }} (model, state, watermark, recorded_at)
-    select
-        'usage_daily',
-        'begun',
-        {{ stored_watermark('int_usage_events.processed_at') }},
-        {{ recording_time() }}
+    select '{{ model }}', 'begun', {{ stored_watermark(source) }}, {{ recording_time() }}
 {%- endmacro %}
 
-{% macro finish_usage_daily() -%}
+{% macro finish_reading(model) -%}
     insert into {{ model_watermarks() }} (model, state, watermark, recorded_at)
-    select 'usage_daily', 'stored', {{ begun_watermark('usage_daily') }}, {{ recording_time() }}
+    select '{{ model }}', 'stored', {{ begun_watermark(model) }}, {{ recording_time() }}
 {%- endmacro %}

@@ -49,6 +49,7 @@ select
 from {{ ref('usage_by_period') }}
 where
     metric_type = 'impressions'
+    and not is_ended
     and included_quantity is not null
     and used_ratio >= {{ threshold('at_risk', 'near_limit_from_ratio') }}
     and used_ratio <= {{ threshold('at_risk', 'near_limit_to_ratio') }}

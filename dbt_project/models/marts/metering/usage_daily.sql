@@ -3,13 +3,16 @@
         materialized='incremental',
         incremental_strategy='delete_insert',
         unique_key=['customer_id', 'usage_date', 'metric_type'],
-        on_schema_change='fail',
+        on_schema_change='append_new_columns',
         order_by=['customer_id', 'usage_date', 'metric_type'],
         partition_by='toYear(usage_date)',
         settings={'fsync_after_insert': 1, 'fsync_part_directory': 1},
         query_settings={'max_partitions_per_insert_block': 200},
-        pre_hook=['{{ end_leftover_statements() }}', '{{ begin_usage_daily() }}'],
-        post_hook='{{ finish_usage_daily() }}',
+        pre_hook=[
+            '{{ end_leftover_statements() }}',
+            "{{ begin_reading('usage_daily', 'int_usage_events.processed_at') }}",
+        ],
+        post_hook="{{ finish_reading('usage_daily') }}",
     )
 }}
 
@@ -30,7 +33,8 @@ select
     countIf(event.quantity < 0) as correction_count,
     min(event_time) as first_event_at,
     max(event_time) as last_event_at,
-    arraySort(groupUniqArrayIf(dimension, dimension != '')) as dimension_values
+    arraySort(groupUniqArrayIf(dimension, dimension != '')) as dimension_values,
+    max(event.processed_at) as processed_at
 from finished_events as event
 {% if is_incremental() %}
 -- The days that an event of an unseen run belongs to, each recomputed whole.
