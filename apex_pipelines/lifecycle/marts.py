@@ -49,7 +49,7 @@ class ChurnScore:
 
 @dataclass(frozen=True, slots=True)
 class PeriodUsage:
-    """Use of one metric in a customer's current billing period, in storage units."""
+    """Use of one metric in one of a customer's billing periods, in storage units."""
 
     customer_id: str
     metric_type: str
@@ -122,14 +122,22 @@ def churn_scores(client: Client, feature_date: date) -> list[ChurnScore]:
     return [ChurnScore(row[0], float(row[1]), float(row[2]), row[3], bool(row[4])) for row in rows]
 
 
-def usage_by_period(client: Client, min_ratio: Decimal) -> list[PeriodUsage]:
-    """Metrics of which at least about `min_ratio` of the included quantity is used in the current period."""
+def usage_by_period(client: Client, min_ratio: Decimal, ended_after: datetime) -> list[PeriodUsage]:
+    """Metrics of which at least about `min_ratio` of the included quantity is used, in recent periods.
+
+    Parameters
+    ----------
+    ended_after : datetime
+        Aware; periods that ended at this instant or before are left out.
+    """
     rows = _rows(
         client,
         "select customer_id, metric_type, period_start, period_end, quantity, included_quantity "
         "from marts.usage_by_period "
-        "where included_quantity > 0 and used_ratio >= %(ratio)s order by customer_id, metric_type",
+        "where included_quantity > 0 and used_ratio >= %(ratio)s and period_end > %(ended_after)s "
+        "order by customer_id, metric_type, period_start",
         ratio=float(min_ratio) * 0.999,  # the exact comparison is made on whole numbers
+        ended_after=ended_after,
     )
     return [PeriodUsage(row[0], row[1], _utc(row[2]), _utc(row[3]), int(row[4]), int(row[5])) for row in rows]
 

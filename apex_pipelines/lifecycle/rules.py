@@ -14,6 +14,8 @@ from decimal import Decimal
 EPISODE = timedelta(days=30)
 # A mail about something older than this would surprise rather than help; it is not sent.
 FRESH_DAYS = 2
+# Thresholds reached in a period that ended are recorded for as long as late events are accepted by default.
+ENDED_PERIOD_CATCH_UP = timedelta(days=35)
 # How long after entering a segment its mail still goes out, when the days between were missed.
 SEGMENT_CATCH_UP = timedelta(days=7)
 CHECK_IN_DAYS = (2, 5, 7, 12)
@@ -50,6 +52,11 @@ def threshold_to_mail(passed: Sequence[int], recorded: Collection[int]) -> int |
     """The one threshold to mail: the highest passed, unless it was recorded before."""
     highest = max(passed, default=None)
     return None if highest in recorded else highest
+
+
+def mails_period(ends_on: date, as_of_date: date) -> bool:
+    """Whether use of a period is mailed on `as_of_date`: of one that has not ended, or ended freshly."""
+    return ends_on > as_of_date or is_fresh(ends_on, as_of_date)
 
 
 def step_mail(step: str, steps_taken: Collection[str]) -> str | None:

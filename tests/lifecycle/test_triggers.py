@@ -466,6 +466,29 @@ def test_next_period_begins_anew_and_periods_of_other_days_are_left_alone(
     assert usage_alert_triggers(marts, engine, later, clock).queued == Counter(usage_alert_80=1)
 
 
+@pytest.mark.parametrize(
+    ("ended_days_ago", "recorded", "mailed"),
+    [(1, True, True), (2, True, True), (3, True, False), (34, True, False), (35, False, False)],
+)
+def test_thresholds_that_late_use_reaches_in_an_ended_period_are_recorded_and_mailed_while_fresh(
+    ended_days_ago: int, recorded: bool, mailed: bool,
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+) -> None:  # fmt: skip
+    customer = sign_up()
+    end = instant(TODAY - timedelta(days=ended_days_ago))
+    ended = {"period_start": end - timedelta(days=30), "period_end": end}
+    fill("marts.usage_by_period", [_period(customer, 950_000, **ended), _period(customer, 10)])
+
+    for _ in range(2):
+        usage_alert_triggers(marts, engine, TODAY, clock)
+
+    expected = [("impressions", 80, False), ("impressions", 90, mailed)]
+    assert _alerts(engine) == (expected if recorded else [])
+    assert mails(engine) == (["usage_alert_90"] if mailed else [])
+    if mailed:
+        assert mail_data(engine, "usage_alert_90")["period_ended"] is True
+
+
 # --- onboarding ---------------------------------------------------------------------------------------------
 
 

@@ -19,15 +19,17 @@ from apex_pipelines.platform.clock import Clock
 def usage_alert_triggers(client: Client, engine: sa.Engine, as_of_date: date, clock: Clock) -> TriggerReport:
     """Record every threshold that use has newly reached, and mail the highest.
 
-    The mart holds the current billing periods, so `as_of_date` only has to be the day for which it was built;
-    periods that have ended by then, or have not begun, are left alone.
+    `as_of_date` only has to be the day for which the mart was built. Late events may reach a threshold of a
+    period that has ended: it is recorded, and mailed while the end is fresh.
     """
     report = TriggerReport()
     percents = thresholds("usage_alert")["threshold_percent"]
     used = [
         row
-        for row in marts.usage_by_period(client, min(percents) / 100)
-        if row.period_start.date() <= as_of_date and row.period_end > store.midnight(as_of_date)
+        for row in marts.usage_by_period(
+            client, min(percents) / 100, ended_after=store.midnight(as_of_date) - rules.ENDED_PERIOD_CATCH_UP
+        )
+        if row.period_start.date() <= as_of_date
     ]
     with engine.begin() as connection:
         store.lock_trigger(connection, "usage_alerts")
@@ -43,7 +45,11 @@ def usage_alert_triggers(client: Client, engine: sa.Engine, as_of_date: date, cl
             new = [percent for percent in passed if percent not in before]
             if not new or reachable(customers, row.customer_id, report) is None:
                 continue
-            to_mail = rules.threshold_to_mail(passed, before)
+            to_mail = (
+                rules.threshold_to_mail(passed, before)
+                if rules.mails_period(row.period_end.date(), as_of_date)
+                else None
+            )
             alerts.extend(
                 {
                     "customer_id": row.customer_id,
@@ -57,13 +63,13 @@ def usage_alert_triggers(client: Client, engine: sa.Engine, as_of_date: date, cl
             )
             report.recorded["usage_alerts"] += len(new)
             if to_mail is not None:
-                requests.append(_request(row, to_mail))
+                requests.append(_request(row, to_mail, as_of_date))
         store.record_alerts(connection, alerts)
         queue(connection, requests, now, report)
     return report
 
 
-def _request(row: marts.PeriodUsage, percent: int) -> MailRequest:
+def _request(row: marts.PeriodUsage, percent: int, as_of_date: date) -> MailRequest:
     return MailRequest(
         email_type=f"usage_alert_{percent}",
         customer_id=row.customer_id,
@@ -75,6 +81,7 @@ def _request(row: marts.PeriodUsage, percent: int) -> MailRequest:
             "included": marts.in_units(row.metric_type, row.included),
             "used_percent": row.quantity * 100 // row.included,
             "period_end": row.period_end.date(),
+            "period_ended": row.period_end <= store.midnight(as_of_date),
         },
         occurrence_key=(
             f"usage_alert:{row.customer_id}:{row.metric_type}:{percent}:{row.period_start:%Y-%m-%dT%H:%M:%SZ}"
