@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from apex_pipelines.billing.store import roll_periods
 from apex_pipelines.customers.keys import issue_operator_key
 from apex_pipelines.customers.tokens import issue_token, token_secret
-from apex_pipelines.platform.snapshot import copy_table
+from apex_pipelines.platform.table_copy import copy_table
 from apex_pipelines.settings import Settings
 from tests.conftest import wait_until_up
 from tests.ingest.books import wait_until_landed

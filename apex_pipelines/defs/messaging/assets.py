@@ -1,10 +1,9 @@
-"""The end of the chain: mails that were sent, and their log in the warehouse."""
+"""The end of the chain: mails that were sent."""
 
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.messaging.queue import create_provider, drain
-from apex_pipelines.platform.snapshot import copy_table
 
 TRIGGER_ASSETS = (
     "onboarding_steps",
@@ -37,13 +36,3 @@ def emails_sent(stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-ar
             "outbox": dg.MetadataValue.path(str(stores.settings.outbox_dir / "index.html")),
         }
     )
-
-
-@dg.asset(
-    key=["raw", "email_log"], deps=[emails_sent], group_name="messaging", kinds={"postgres", "clickhouse"}
-)
-def email_log(context: dg.AssetExecutionContext, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Every mail ever handed to a provider, copied to the warehouse."""
-    with stores.postgres() as engine, stores.clickhouse(context) as client:
-        rows = copy_table(engine, client, "email_log", stores.now)
-    return dg.MaterializeResult(metadata={"dagster/row_count": rows})

@@ -36,6 +36,8 @@ class ApexDbtTranslator(DagsterDbtTranslator):
 # Models that read the churn scores, which Python writes from other models. They are a definition of their
 # own: left to itself, the framework would cut one definition into a dbt call for each level of the graph.
 AFTER_SCORES = "stg_churn_scores+"
+# Models that read what became of the mails, whose copies are taken after the day's mails.
+AFTER_MAILS = "source:raw.events+ source:raw.email_log+"
 
 # Incremental models expect one dbt run at a time: dagster.yaml lets one run of this pool go at once.
 WAREHOUSE_POOL = "warehouse"
@@ -102,8 +104,9 @@ def defs() -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[
-            build_models("warehouse_models", select="fqn:*", exclude=AFTER_SCORES),
-            build_models("models_after_scores", select=AFTER_SCORES),
+            build_models("warehouse_models", select="fqn:*", exclude=f"{AFTER_SCORES} {AFTER_MAILS}"),
+            build_models("models_after_scores", select=AFTER_SCORES, exclude=AFTER_MAILS),
+            build_models("models_after_mails", select=AFTER_MAILS),
         ],
         resources={"dbt": dbt},
         executor=stopping.EXECUTOR,
