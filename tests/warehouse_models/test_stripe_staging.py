@@ -164,7 +164,8 @@ def test_what_is_fetched_later_counts_in_whatever_order_it_lands(staged: Models)
     land(staged.client, newest, at=FETCHED_AT)
     land(staged.client, newest | {"email": "old@example.com"}, at=FETCHED_AT - HOUR)
     land(staged.client, newest, at=FETCHED_AT)
-    land(staged.client, newest | {"email": "live@example.com"}, at=FETCHED_AT + HOUR, livemode=True)
+    for id_ in ("cus_1", "cus_2"):
+        land(staged.client, newest | {"id": id_}, at=FETCHED_AT + HOUR, livemode=True)
     assert deletions(staged) == [("customer", "cus_1", "new@example.com", 0)]
     land(staged.client, {"id": "cus_1", "object": "customer", "deleted": True}, at=FETCHED_AT + HOUR)
     staged.client.command("optimize table raw.stripe_objects final")
