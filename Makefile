@@ -48,11 +48,12 @@ test-faults: install ## Kill every process many times and count
 bench: install ## Print the ratios that the docs quote
 	@$(BIN)/python -m pytest benchmarks -m "bench and not slow" -s
 
-lint: install ## Lint, format, types, import directions
+lint: install ## Lint, format, types, import directions, SQL
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/sqlfluff lint --processes 1 --disable-progress-bar dbt_project/models dbt_project/tests
 
 format: install ## Format the code
 	@$(BIN)/ruff check --fix .

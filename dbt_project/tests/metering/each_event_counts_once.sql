@@ -4,11 +4,12 @@ with keys_in_several_rows as (
 
     select event_key
     from {{ ref('int_usage_events') }}
-    where event_key in (
-        select event_key
-        from {{ ref('int_usage_events') }}
-        where processed_at > {{ previous_watermark('int_usage_events.processed_at') }}
-    )
+    where
+        event_key in (
+            select event_key
+            from {{ ref('int_usage_events') }}
+            where processed_at > {{ previous_watermark('int_usage_events.processed_at') }}
+        )
     group by event_key
     having count() > 1
 

@@ -30,5 +30,5 @@ select
         base_price_cents < previous_base_price_cents and toDate(started_at, 'UTC') >= {{ as_of_date() }} - 90
     ) as is_downgrade_90d
 from subscriptions
-order by is_open desc, started_at desc, subscription_id
+order by is_open desc, started_at desc, subscription_id asc
 limit 1 by customer_id

@@ -79,7 +79,11 @@ members as (
         customer_id,
         'at_risk' as segment,
         arrayStringConcat(arraySort(groupArray(reasons)), ', ') as reason
-    from (select * from at_risk_reasons union all select * from likely_leavers)
+    from (
+        select * from at_risk_reasons
+        union all
+        select * from likely_leavers
+    )
     group by customer_id
 
     union all

@@ -27,7 +27,9 @@ usage as (
         feature_date,
         sumIf(impressions, usage_date >= feature_date - 7) as impressions_7d,
         sumIf(impressions, usage_date >= feature_date - 30) as impressions_30d,
-        sumIf(impressions, usage_date < feature_date - 30 and usage_date >= feature_date - 60) as impressions_previous_30d,
+        sumIf(
+            impressions, usage_date < feature_date - 30 and usage_date >= feature_date - 60
+        ) as impressions_previous_30d,
         sumIf(impressions, usage_date >= feature_date - 90) as impressions_90d,
         sumIf(api_calls, usage_date >= feature_date - 30) as api_calls_30d,
         sumIf(mediated_revenue_micros, usage_date >= feature_date - 30) as mediated_revenue_micros_30d,
@@ -55,7 +57,7 @@ failed_payments as (
     select
         customer_id,
         arrayJoin(arrayFilter(
-            feature_date -> feature_date > toDate(occurred_at, 'UTC') and feature_date <= toDate(occurred_at, 'UTC') + 90,
+            feature_date -> dateDiff('day', toDate(occurred_at, 'UTC'), feature_date) between 1 and 90,
             assumeNotNull((select dates from feature_dates))
         )) as feature_date,
         count() as failed_payments_90d

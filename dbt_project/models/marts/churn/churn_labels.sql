@@ -28,8 +28,7 @@ outcomes as (
     select distinct
         customer_id,
         arrayJoin(arrayFilter(
-            feature_date ->
-                feature_date <= toDate(ended_at, 'UTC') and toDate(ended_at, 'UTC') < feature_date + {{ horizon }},
+            feature_date -> toDate(ended_at, 'UTC') between feature_date and feature_date + {{ horizon }} - 1,
             assumeNotNull((select dates from horizons))
         )) as feature_date
     from (

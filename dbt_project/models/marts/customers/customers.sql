@@ -43,7 +43,9 @@ select
     if(subscription.customer_id = '', 'none', toString(subscription.status)) as status,
     toUInt8(subscription.is_open) as has_open_subscription,
     -- Money that comes in each month: not a trial's, and none while suspended.
-    if(subscription.is_open and subscription.status in ('active', 'past_due'), subscription.base_price_cents, 0) as mrr_cents,
+    if(
+        subscription.is_open and subscription.status in ('active', 'past_due'), subscription.base_price_cents, 0
+    ) as mrr_cents,
     if(subscription.customer_id = '', null, toString(subscription.currency)) as currency,
     if(subscription.customer_id = '', null, subscription.started_at) as subscription_started_at,
     subscription.cancelled_at as cancelled_at,

@@ -25,6 +25,9 @@ where has_request
 
 union all
 
-select customer_id, toLowCardinality('first_impression') as step, toDateTime64(first_impression_at, 6, 'UTC') as occurred_at
+select
+    customer_id,
+    toLowCardinality('first_impression') as step,
+    toDateTime64(first_impression_at, 6, 'UTC') as occurred_at
 from usage_steps
 where has_impression

@@ -43,7 +43,8 @@ select
     {{ as_of_date() }} as as_of_date,
     toLowCardinality('near_limit') as reason,
     concat(
-        toString(quantity), ' of ', toString(assumeNotNull(included_quantity)), ' included impressions used in the period from ',
+        toString(quantity), ' of ', toString(assumeNotNull(included_quantity)),
+        ' included impressions used in the period from ',
         toString(toDate(period_start, 'UTC'))
     ) as detail
 from {{ ref('usage_by_period') }}
@@ -54,5 +55,7 @@ where
     and used_ratio >= {{ threshold('at_risk', 'near_limit_from_ratio') }}
     and used_ratio <= {{ threshold('at_risk', 'near_limit_to_ratio') }}
     and customer_id not in (
-        select customer_id from {{ ref('int_current_subscriptions') }} where status = 'suspended'
+        select customer_id
+        from {{ ref('int_current_subscriptions') }}
+        where status = 'suspended'
     )
