@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from apex_pipelines.settings import Settings
+from apex_pipelines.settings import PROJECT_ROOT, Settings
 from tests.warehouse_models.conftest import Models
+
+PLATFORM = PROJECT_ROOT / "apex_pipelines"
+API = PROJECT_ROOT / "ingest_api"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,24 @@ def _reach(edges: dict[str, list[str]], start: str) -> set[str]:
         found |= new
         to_visit += new
     return found
+
+
+def test_what_the_platform_reads_stands_in_an_exposure(manifest: dict[str, Any]) -> None:
+    relations = {f"{node['schema']}.{node['name']}": node["unique_id"] for node in _models(manifest)}
+    exposed = {
+        node for exposure in manifest["exposures"].values() for node in exposure["depends_on"]["nodes"]
+    }
+    # The demo's summary is read by who runs it, and breaks in a test.
+    files = {*PLATFORM.rglob("*.py"), *API.rglob("*.py")} - {PLATFORM / "demo.py"}
+    read = {
+        name: path.name
+        for path in files
+        for name in re.findall(r"\b(?:from|join) (\w+\.\w+)", path.read_text())
+        if name in relations
+    }
+    assert "marts.usage_daily" in read, "the pattern finds nothing any more"
+    for name, file in read.items():
+        assert relations[name] in exposed, f"{file} reads {name}, which no exposure names"
 
 
 def test_models_ask_no_clock(manifest: dict[str, Any]) -> None:
