@@ -23,7 +23,11 @@ with periods as (
         metric.metric_type as metric_type,
         nullIf(allowance.included_quantity, 0) as included
     from {{ ref('int_billing_periods') }} as period
-    cross join (select metric_type from {{ ref('metric_catalogue') }} where kind = 'usage') as metric
+    cross join (
+        select metric_type
+        from {{ ref('metric_catalogue') }}
+        where kind = 'usage'
+    ) as metric
     left join {{ ref('int_period_allowances') }} as allowance
         on
             period.subscription_id = allowance.subscription_id
@@ -61,10 +65,11 @@ changed_periods as (
             customer_id, subscription_id, period_start, period_end, is_trial, is_ended, metric_type,
             ifNull(included, 0)
         ) not in (
-            select sipHash64(
-                customer_id, subscription_id, period_start, period_end, is_trial, is_ended,
-                toString(metric_type), ifNull(included_quantity, 0)
-            )
+            select
+                sipHash64(
+                    customer_id, subscription_id, period_start, period_end, is_trial, is_ended,
+                    toString(metric_type), ifNull(included_quantity, 0)
+                )
             from {{ this }}
         )
 
