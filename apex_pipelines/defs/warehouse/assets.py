@@ -1,6 +1,7 @@
 """dbt's models and seeds as assets, their tests as checks."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -96,18 +97,50 @@ def _tables(outputs: list[dg.Output[Any]], manifest: Mapping[str, Any]) -> dict[
     return {name: node["relation_name"] for name, node in nodes if node["config"]["materialized"] != "view"}
 
 
-@dg.definitions
-def defs() -> dg.Definitions:
+def dbt_resource() -> DbtCliResource:
+    """dbt on the platform's own project, with its own profile."""
     project_dir = str(_SETTINGS.dbt_project_dir)
-    dbt = DbtCliResource(
+    return DbtCliResource(
         project_dir=project_dir, profiles_dir=project_dir, dbt_executable=str(dbt_executable())
     )
+
+
+def build_docs(models: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
+    """The asset of dbt's own pages, made after `models`, so that they show the columns and sizes of today."""
+
+    @dg.asset(
+        key=["warehouse", "dbt_docs"],
+        deps=[key for definition in models for key in sorted(definition.keys)],
+        group_name="warehouse",
+        kinds={"dbt"},
+        pool=WAREHOUSE_POOL,
+    )
+    def dbt_docs(dbt: DbtCliResource, stores: Stores) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        """Every model with its columns, tests, SQL and lineage, in one page that needs no server."""
+        target = stores.settings.home_path / "dbt" / "docs"
+        target.mkdir(parents=True, exist_ok=True)
+        variables = json.dumps(dbt_variables(stores.settings, stores.now))
+        # Compiled SQL can be read where it ran; compiling all of it again would cost seconds.
+        shutil.copyfile(manifest_path(stores.settings), target / "manifest.json")
+        command = ["docs", "generate", "--static", "--no-compile", "--vars", variables]
+        dbt.cli(command, target_path=target).wait()
+        page = target / "static_index.html"
+        return dg.MaterializeResult(
+            metadata={"page": dg.MetadataValue.path(str(page)), "bytes": page.stat().st_size}
+        )
+
+    return dbt_docs
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    models = [
+        build_models("warehouse_models", select="fqn:*", exclude=f"{AFTER_SCORES} {AFTER_MAILS}"),
+        build_models("models_after_scores", select=AFTER_SCORES, exclude=AFTER_MAILS),
+        build_models("models_after_mails", select=AFTER_MAILS),
+    ]
     return dg.Definitions(
-        assets=[
-            build_models("warehouse_models", select="fqn:*", exclude=f"{AFTER_SCORES} {AFTER_MAILS}"),
-            build_models("models_after_scores", select=AFTER_SCORES, exclude=AFTER_MAILS),
-            build_models("models_after_mails", select=AFTER_MAILS),
-        ],
-        resources={"dbt": dbt},
+        assets=[*models, build_docs(models)],
+        resources={"dbt": dbt_resource()},
         executor=stopping.EXECUTOR,
     )
