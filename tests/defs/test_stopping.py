@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
+from dagster_dbt.errors import DagsterDbtCliRuntimeError
 
 from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
 from apex_pipelines.customers.store import NewCustomer, create_customer
 from apex_pipelines.definitions import defs as platform
+from apex_pipelines.defs.warehouse.stopping import held_until_checked
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.settings import Settings
 from apex_pipelines.stack import dagster_environment
 
 PAYMENTS = dg.AssetKey(["raw", "payments"])
-USAGE_BY_PERIOD = dg.AssetKey(["marts", "usage_by_period"])
+SUBSCRIPTIONS = dg.AssetKey(["staging", "stg_subscriptions"])
 
 
 @dg.asset_check(asset=PAYMENTS, blocking=True)
@@ -36,7 +39,7 @@ def _job() -> dg.JobDefinition:
     return _definitions().resolve_job_def("daily_chain")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _world(
     settings: Settings, engine: sa.Engine, warehouse: Client, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
@@ -50,6 +53,7 @@ def _world(
         warehouse.command(f"drop database if exists {database} sync")
 
 
+@pytest.mark.usefixtures("_world")
 def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
     warehouse: Client, engine: sa.Engine, clock: ManualClock, tmp_path: Path
 ) -> None:
@@ -59,21 +63,22 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         subscribe(
             connection, NewSubscription(customer, "indie", clock.now() - timedelta(days=3)), clock.now()
         )
-        # A period that ends before it begins: a test of usage_by_period refuses it.
+        # A plan that the catalogue does not have: a test of stg_subscriptions refuses it.
         connection.execute(
-            sa.text("update subscriptions set current_period_start = current_period_end + interval '1 day'")
+            sa.text(
+                "insert into plans select (jsonb_populate_record(plans, '{\"plan_type\": \"odd\"}')).* "
+                "from plans where plan_type = 'indie'"
+            )
         )
+        connection.execute(sa.text("update subscriptions set plan_type = 'odd'"))
     targets = dg.AssetSelection.assets(
         ["lifecycle", "onboarding_steps"],
-        ["lifecycle", "usage_alerts"],
+        ["lifecycle", "at_risk_alerts"],
         ["marts", "customer_health"],
-        ["marts", "at_risk_customers"],
     )
     graph = _definitions().resolve_asset_graph()
     chosen = targets.upstream().resolve(graph)
-    stopped = (
-        dg.AssetSelection.assets(PAYMENTS, USAGE_BY_PERIOD).downstream(include_self=False).resolve(graph)
-    )
+    stopped = dg.AssetSelection.assets(PAYMENTS, SUBSCRIPTIONS).downstream(include_self=False).resolve(graph)
 
     with (
         dg.instance_for_test(temp_dir=str(tmp_path)) as instance,
@@ -88,10 +93,10 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         and not event.asset_check_evaluation_data.passed
     }
 
-    assert broken == {PAYMENTS, USAGE_BY_PERIOD}
+    assert broken == {PAYMENTS, SUBSCRIPTIONS}
     assert built == chosen - stopped
     assert {dg.AssetKey(["lifecycle", "onboarding_steps"]), dg.AssetKey(["marts", "onboarding"])} <= built
-    assert {dg.AssetKey(["lifecycle", "usage_alerts"]), dg.AssetKey(["marts", "customer_health"])} <= stopped
+    assert {dg.AssetKey(["lifecycle", "at_risk_alerts"]), dg.AssetKey(["staging", "stg_payments"])} <= stopped
     assert not run.success, "somebody must hear of it"
 
     # What was left out is not there, and each table that is there says how many rows it has.
@@ -117,3 +122,36 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         assert found.value == warehouse.query(f"select count() from {database}.{name}").result_rows[0][0], (
             name
         )
+
+
+def test_a_model_that_failed_its_own_check_is_recorded_as_built_and_given_to_nobody() -> None:
+    failed = dg.AssetCheckResult(passed=False, asset_key="failed", check_name="holds")
+    warned = dg.AssetCheckResult(
+        passed=False, asset_key="warned", check_name="holds", severity=dg.AssetCheckSeverity.WARN
+    )
+
+    def dbt_ends_with_an_error() -> Iterator[Any]:
+        yield dg.Output(None, output_name="failed", metadata={"status": "success"})
+        yield failed
+        yield dg.Output(None, output_name="warned")
+        yield warned
+        raise DagsterDbtCliRuntimeError("1 of 2 tests failed")
+
+    told = held_until_checked(
+        dbt_ends_with_an_error(),
+        dg.AssetKey,
+        lambda outputs: {outputs[0].output_name: {"dagster/row_count": 3}},
+    )
+
+    assert [next(told), next(told)] == [failed, warned]
+    recorded = next(told)
+    assert isinstance(recorded, dg.AssetMaterialization)
+    assert recorded.asset_key == dg.AssetKey("failed")
+    assert {name: value.value for name, value in recorded.metadata.items()} == {
+        "status": "success", "dagster/row_count": 3,
+    }  # fmt: skip
+    given = next(told)
+    assert isinstance(given, dg.Output)
+    assert given.output_name == "warned"
+    with pytest.raises(DagsterDbtCliRuntimeError, match="1 of 2 tests failed"):
+        next(told)
