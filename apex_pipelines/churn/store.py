@@ -59,7 +59,7 @@ def read_training_frame(client: Client, as_of_date: date, *, max_rows: int = MAX
     labelled = _frame(
         client,
         """
-        select features.*, labels.churned as churned, labels.label_known_on as label_known_on
+        select features.* except (row_basis), labels.churned as churned, labels.label_known_on as label_known_on
         from marts.churn_features as features
         inner join
         (
@@ -104,7 +104,7 @@ def read_scoring_frame(client: Client, as_of_date: date) -> pl.DataFrame:
     _require(client, "marts.churn_features")
     features = _frame(
         client,
-        "select * from marts.churn_features where feature_date = {as_of:Date}",
+        "select * except (row_basis) from marts.churn_features where feature_date = {as_of:Date}",
         {"as_of": as_of_date},
     )
     return _with_prices(client, features)
