@@ -2,32 +2,7 @@
 
 with terms_inside as (
 
-    -- The terms that hold in a period and on how many of its days (UTC): the day of a change has the new
-    -- terms. Cancelling takes nothing from what the period includes.
-    select
-        period.customer_id as customer_id,
-        period.subscription_id as subscription_id,
-        period.period_start as period_start,
-        toDate(period.period_start, 'UTC') as first_day,
-        toDate(period.scheduled_end, 'UTC') as day_after,
-        dateDiff('day', first_day, day_after) as days_in_period,
-        terms.valid_from as valid_from,
-        terms.plan_type as plan_type,
-        terms.base_price_cents as base_price_cents,
-        terms.included_impressions as included_impressions,
-        terms.included_api_calls as included_api_calls,
-        terms.included_data_transfer_gb as included_data_transfer_gb,
-        dateDiff(
-            'day',
-            greatest(first_day, toDate(terms.valid_from, 'UTC')),
-            least(day_after, coalesce(toDate(terms.next_change_at, 'UTC'), day_after))
-        ) as days
-    from {{ ref('int_billing_periods') }} as period
-    inner join {{ ref('int_subscription_terms') }} as terms
-        on period.subscription_id = terms.subscription_id
-    where
-        terms.valid_from < period.scheduled_end
-        and coalesce(terms.next_change_at > period.period_start, true)
+    {{ terms_by_period() }}
 
 ),
 
@@ -59,10 +34,11 @@ select
     subscription_id,
     period_start,
     metric_type,
-    {{ divide_half_even('sum(toInt256(included) * greatest(0, days))', 'any(days_in_period)') }} as included_quantity,
+    {{ divide_half_even('sum(toInt256(included) * days)', 'any(days_in_period)') }} as included_quantity,
     -- Overage is priced by the plan in which the period ends.
     argMax(plan_type, valid_from) as overage_plan_type,
     argMax(assumeNotNull(price_cents), valid_from) as overage_price_cents,
-    argMax(assumeNotNull(price_quantity), valid_from) as overage_price_quantity
+    argMax(assumeNotNull(price_quantity), valid_from) as overage_price_quantity,
+    argMax(included_by_terms.currency, valid_from) as currency
 from included_by_terms
 group by customer_id, subscription_id, period_start, metric_type

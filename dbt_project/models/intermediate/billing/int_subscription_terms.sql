@@ -10,7 +10,7 @@ with changes as (
             rows between current row and unbounded following
         ) as next_change_at
     from {{ ref('stg_subscription_changes') }}
-    where status != 'canceled'
+    where status != 'canceled' and effective_at < {{ as_of_instant() }}
 
 ),
 
