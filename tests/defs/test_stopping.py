@@ -66,7 +66,7 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         # A plan that the catalogue does not have: a test of stg_subscriptions refuses it.
         connection.execute(
             sa.text(
-                "insert into plans select (jsonb_populate_record(plans, '{\"plan_type\": \"odd\"}')).* "
+                'insert into plans select (jsonb_populate_record(plans, \'{"plan_type": "odd"}\')).* '
                 "from plans where plan_type = 'indie'"
             )
         )

@@ -7,7 +7,7 @@ event. Does not belong here: any code of the product, any state but the list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
@@ -38,6 +38,8 @@ class Event:
     ----------
     at : datetime or None
         None when the client left the time to us.
+    accepted_on : date
+        Day on which it was answered as accepted; only what has arrived has one.
     """
 
     customer_id: str
@@ -48,6 +50,7 @@ class Event:
     corrects: str = ""
     reason: str = ""
     feature: str = ""
+    accepted_on: date = field(default=date.max, compare=False)
 
     @property
     def units(self) -> Decimal:
@@ -117,7 +120,10 @@ class Count:
         return sum(event.quantity for event in self.events if event.metric == metric and holds(event))
 
     def in_period(self, metric: str) -> int:
-        return self.total(metric, lambda event: self.start <= event.instant < self.end)
+        return self.between(metric, self.start, self.end)
+
+    def between(self, metric: str, start: datetime, end: datetime) -> int:
+        return self.total(metric, lambda event: start <= event.instant < end)
 
     def current(self) -> dict[str, Any]:
         """The answer to `/api/usage/current`."""
@@ -222,12 +228,16 @@ class Count:
         ]  # fmt: skip
 
     def usage_by_period(self) -> list[tuple[Any, ...]]:
-        """Rows of the mart: period, metric, quantity, included, share used."""
+        """Rows of the mart, one for each period that has begun: period, metric, quantity, included, share."""
         rows = []
-        for metric in sorted(USAGE_FIELDS):
-            used, included = self.in_period(metric), self.terms.included.get(metric)
-            share = used / included if included else 0.0
-            rows.append((self.start, self.end, metric, used, included, share))
+        start = self.terms.started
+        while start < self.now:
+            end = _month(start, 1)
+            for metric in sorted(USAGE_FIELDS):
+                used, included = self.between(metric, start, end), self.terms.included.get(metric)
+                share = used / included if included else 0.0
+                rows.append((start, end, metric, used, included, share))
+            start = end
         return rows
 
     def customer(self) -> dict[str, Any]:
@@ -247,8 +257,8 @@ class Count:
         }
 
     def churn_features(self, feature_date: date) -> dict[str, float]:
-        """The figures of use in the mart `churn_features`, which knows the days before `feature_date`."""
-        window = Window(self.events, feature_date)
+        """The figures of use in the mart `churn_features`: days before `feature_date`, as known by then."""
+        window = Window([event for event in self.events if event.accepted_on < feature_date], feature_date)
         return {
             "usage_last_7_days": window.total("impressions", 7),
             "usage_last_30_days": window.total("impressions", 30),

@@ -274,14 +274,14 @@ class World:
         """What runs before the models: periods are moved on, operational tables copied."""
         with self.engine.begin() as connection:
             roll_periods(connection, self.now)
-        for table in ("customers", "subscriptions", "payments"):
+        for table in ("customers", "subscriptions", "subscription_changes", "payments"):
             copy_table(self.engine, self.models.client, table, self.now)
 
     def run_models(self, names: list[str]) -> None:
         if not self.is_built:
-            self.models.run("seed", as_of=self.now.date())
+            self.models.run("seed", as_of=self.now)
             self.is_built = True
-        self.models.run("run", "--select", *(f"+{name}" for name in names), as_of=self.now.date())
+        self.models.run("run", "--select", *(f"+{name}" for name in names), as_of=self.now)
 
     def forget_models(self) -> None:
         self.models.drop_all()
@@ -513,7 +513,7 @@ class History:
         rounded = at.replace(microsecond=at.microsecond // 1000 * 1000)
         whole = Event(
             entry.customer_id, event_id, entry.metric, entry.quantity, rounded,
-            entry.corrects, entry.reason, entry.feature,
+            entry.corrects, entry.reason, entry.feature, self.world.now.date(),
         )  # fmt: skip
         self.arrived.append(whole)
         self.remembered.add((whole.customer_id, whole.event_id))
@@ -582,7 +582,8 @@ class History:
         assert daily == count.usage_daily()
         by_period = self.world.rows(
             "select period_start, period_end, toString(metric_type) as metric, quantity, included_quantity, "
-            "used_ratio from marts.usage_by_period where customer_id in {ids:Array(String)} order by metric",
+            "used_ratio from marts.usage_by_period where customer_id in {ids:Array(String)} "
+            "order by period_start, metric",
             ids,
         )
         assert by_period == count.usage_by_period()
