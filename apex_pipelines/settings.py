@@ -149,6 +149,12 @@ class Settings(BaseSettings):
     event_max_late_days: int = Field(35, ge=0, le=3_650)
     event_max_early_seconds: int = Field(300, ge=0, le=86_400)
 
+    # Checks of what comes from outside.
+    quality_rows: Positive = Field(10_000, description="Newest rows of each source that its suite looks at.")
+    quality_max_amount_cents: Positive = Field(
+        100_000_000, description="A price or payment above this is taken for a mistake."
+    )
+
     # Orchestration.
     dagster_host: str = "127.0.0.1"
     dagster_port: int = 3000

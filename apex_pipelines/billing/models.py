@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
@@ -23,6 +24,13 @@ class Plan(Base):
     included_api_calls: Mapped[int] = mapped_column(sa.BigInteger)
     included_data_transfer_gb: Mapped[int] = mapped_column(sa.BigInteger)
     trial_days: Mapped[int] = mapped_column(sa.Integer)
+
+
+class PaymentStatus(StrEnum):
+    """What became of an attempt to collect an invoice."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
 
 
 class Payment(Base):

@@ -14,11 +14,13 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from apex_pipelines.billing.models import Payment, Plan
+from apex_pipelines.billing.models import Payment, PaymentStatus, Plan
 from apex_pipelines.billing.periods import period_at
 from apex_pipelines.customers.models import Subscription, SubscriptionStatus
 from apex_pipelines.platform import catalogue
 
+SUBSCRIPTION_ID = r"^sub_[0-9a-f]{32}$"
+PAYMENT_ID = r"^pay_[0-9a-f]{32}$"
 # Fixed for ever: another namespace would give the subscriptions and payments of imports new ids.
 _BILLING_NAMESPACE = uuid.UUID("b1a8c3f0-52c4-5d5b-8e0e-7d2a9a3b6e42")
 _ROWS_PER_STATEMENT = 1_000
@@ -321,7 +323,7 @@ def record_payment(connection: sa.Connection, attempt: PaymentAttempt) -> str:
             Payment.invoice_id == attempt.invoice_id, Payment.attempt_number == attempt.attempt_number
         )
     ).one()
-    given = (attempt.customer_id, "succeeded" if attempt.succeeded else "failed", attempt.amount_cents)
+    given = (attempt.customer_id, _status(attempt), attempt.amount_cents)
     if (found.customer_id, found.status, found.amount_cents) != given:
         raise PaymentConflict(
             f"attempt {attempt.attempt_number} at invoice {attempt.invoice_id!r} is recorded as "
@@ -357,7 +359,7 @@ def record_payments(connection: sa.Connection, attempts: Sequence[PaymentAttempt
                 "customer_id": attempt.customer_id,
                 "invoice_id": attempt.invoice_id,
                 "attempt_number": attempt.attempt_number,
-                "status": "succeeded" if attempt.succeeded else "failed",
+                "status": _status(attempt),
                 "amount_cents": attempt.amount_cents,
                 "currency": attempt.currency,
                 "failure_code": attempt.failure_code,
@@ -366,6 +368,10 @@ def record_payments(connection: sa.Connection, attempts: Sequence[PaymentAttempt
         )
     if rows:
         connection.execute(insert(Payment).on_conflict_do_nothing(), rows)
+
+
+def _status(attempt: PaymentAttempt) -> str:
+    return (PaymentStatus.SUCCEEDED if attempt.succeeded else PaymentStatus.FAILED).value
 
 
 def _open_id(connection: sa.Connection, customer_id: str) -> str | None:

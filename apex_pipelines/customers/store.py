@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from apex_pipelines.customers.models import Customer
 
 # Fixed for ever: another namespace would give every imported and simulated customer a new id.
+CUSTOMER_ID = r"^cus_[0-9a-f]{32}$"
 _CUSTOMER_NAMESPACE = uuid.UUID("6f1f6a3e-8f0b-5d0c-9a57-0c1f5a1d7c11")
 _ROWS_PER_STATEMENT = 1_000
 
