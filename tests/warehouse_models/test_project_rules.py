@@ -115,6 +115,13 @@ def test_what_the_platform_reads_stands_in_an_exposure(manifest: dict[str, Any])
         assert relations[name] in exposed, f"{file} reads {name}, which no exposure names"
 
 
+def test_engines_are_chosen_in_one_place(manifest: dict[str, Any]) -> None:
+    # dbt_project.yml, which knows the replicated form that a cluster needs.
+    for node in manifest["nodes"].values():
+        if node["resource_type"] in ("model", "seed"):
+            assert node["config"]["engine"] == "MergeTree()", node["name"]
+
+
 def test_models_ask_no_clock(manifest: dict[str, Any]) -> None:
     for model in _models(manifest):
         code = (
