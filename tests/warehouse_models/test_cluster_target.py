@@ -17,8 +17,7 @@ from tests.warehouse_models.conftest import AS_OF, Models
 
 CLUSTER = re.compile(r'\bon\s+cluster\s+"?apex"?', re.IGNORECASE)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-# Statements about tables and databases. A replicated table hands on deletes and alters by itself, to all hosts of
-# its shard.
+# Statements about tables and databases. Deletes and alters are handed on by a replicated table itself.
 OF_THE_CLUSTER = ("create", "drop", "exchange", "rename", "truncate", "kill", "system")
 
 

@@ -58,5 +58,9 @@ where
     and price != fee_basis_points
     and not (
         is_last
-        and (customer_id, price) in (select customer_id, basis_points from contracts where basis_points is not null)
+        and (customer_id, price) in (
+            select customer_id, basis_points
+            from contracts
+            where basis_points is not null
+        )
     )

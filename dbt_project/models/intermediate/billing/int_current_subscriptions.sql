@@ -12,7 +12,7 @@ current_subscriptions as (
 
     select *
     from subscriptions
-    order by is_open desc, started_at desc, subscription_id
+    order by is_open desc, started_at desc, subscription_id asc
     limit 1 by customer_id
 
 ),

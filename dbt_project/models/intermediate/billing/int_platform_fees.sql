@@ -35,7 +35,7 @@ contracts as (
     select
         customer_id,
         month,
-        argMax(tuple(platform_fee_basis_points), valid_from).1 as contract_basis_points,
+        tupleElement(argMax(tuple(platform_fee_basis_points), valid_from), 1) as contract_basis_points,
         argMax(if(status in ('active', 'past_due'), platform_fee_minimum_cents, 0), valid_from) as minimum_cents
     from terms_by_month
     where valid_from < month_end and coalesce(valid_to >= month_end, true)
@@ -72,7 +72,11 @@ projected as (
             "greatest(1, dateDiff('microsecond', month_start, seen_until))"
         ) }} as projected_revenue
     from months
-    cross join (select * from {{ ref('metric_catalogue') }} where metric_type = 'mediated_revenue') as metric
+    cross join (
+        select *
+        from {{ ref('metric_catalogue') }}
+        where metric_type = 'mediated_revenue'
+    ) as metric
 
 )
 

@@ -18,7 +18,8 @@ movements as (
         movement.currency as currency,
         toStartOfMonth(movement.movement_date) as month,
         sum(movement.amount_cents) as net_cents,
-        toInt64(countIf(movement.mrr_before_cents = 0)) - toInt64(countIf(movement.mrr_after_cents = 0)) as net_customers,
+        toInt64(countIf(movement.mrr_before_cents = 0))
+        - toInt64(countIf(movement.mrr_after_cents = 0)) as net_customers,
         countIf(movement.movement_type = 'new') as new_customers,
         sumIf(movement.amount_cents, movement.movement_type = 'new') as new_cents
     from {{ ref('mrr_movements') }} as movement

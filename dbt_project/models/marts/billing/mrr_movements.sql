@@ -17,7 +17,11 @@ changes as (
 
     union all
 
-    select customer_id, currency, toDate(assumeNotNull(valid_to), 'UTC') as movement_date, -base_price_cents as change_cents
+    select
+        customer_id,
+        currency,
+        toDate(assumeNotNull(valid_to), 'UTC') as movement_date,
+        -base_price_cents as change_cents
     from paying
     where valid_to < {{ as_of_instant() }}
 

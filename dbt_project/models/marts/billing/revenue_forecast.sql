@@ -1,4 +1,6 @@
 {{ config(order_by=['customer_id', 'line_type']) }}
+-- A test of invoice_lines and mrr_movements together must stop this model.
+-- depends_on: {{ ref('mrr_movements') }}
 
 {%- set month_end = "toDateTime64(addMonths(toStartOfMonth(" ~ as_of_date() ~ "), 1), 6, 'UTC')" %}
 
@@ -50,7 +52,12 @@ projected_overage as (
 
 parts as (
 
-    select customer_id, toString(line_type) as line_type, currency, amount_cents as fixed_cents, toInt64(0) as added_cents
+    select
+        customer_id,
+        toString(line_type) as line_type,
+        currency,
+        amount_cents as fixed_cents,
+        toInt64(0) as added_cents
     from {{ ref('invoice_lines') }}
     where revenue_month = toStartOfMonth({{ as_of_date() }})
 
