@@ -1,6 +1,4 @@
 {{ config(order_by=['customer_id', 'line_type']) }}
--- A test of invoice_lines and mrr_movements together must stop this model.
--- depends_on: {{ ref('mrr_movements') }}
 
 {%- set month_end = "toDateTime64(addMonths(toStartOfMonth(" ~ as_of_date() ~ "), 1), 6, 'UTC')" %}
 
