@@ -45,7 +45,7 @@ limit {rows:UInt32}
 """
 _SUBSCRIPTIONS = """
 select
-    id as subscription_id, customer_id, plan_type, status, base_price_cents, currency, included_impressions,
+    id as subscription_id, customer_id, status, base_price_cents, currency, included_impressions,
     started_at, toUnixTimestamp64Milli(started_at) / 1000 as started_at_unix,
     (status = 'canceled') = (cancelled_at is not null) as is_end_known
 from raw.subscriptions final

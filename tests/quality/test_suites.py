@@ -53,7 +53,6 @@ FAULTS = {
     "subscriptions": {
         "subscription_id_has_its_form": "'sub_1' as id",
         "customer_id_has_its_form": "'' as customer_id",
-        "plan_is_in_the_catalogue": "'platinum' as plan_type",
         "status_is_known": "'paused' as status",
         "base_price_is_in_bounds": "-1 as base_price_cents",
         "currency_is_in_the_catalogue": "'xyz' as currency",
