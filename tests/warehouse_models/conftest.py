@@ -28,7 +28,7 @@ AS_OF = date(2026, 6, 1)
 _FINE = {"success", "pass", "no-op", "skipped"}
 RAW_EVENT_COLUMNS = [
     "customer_id", "event_id", "metric_type", "quantity", "event_time", "accepted_at", "metadata",
-    "corrects_event_id", "correction_reason", "batch_id", "batch_row", "loaded_at",
+    "corrects_event_id", "correction_reason", "historical", "batch_id", "batch_row", "loaded_at",
 ]  # fmt: skip
 
 
@@ -118,7 +118,9 @@ class Models:
 
     def insert_events(self, events: list[dict[str, object]]) -> None:
         """Append rows to raw.usage_events; columns that a row leaves out get harmless values."""
-        defaults: dict[str, object] = {"metadata": "{}", "corrects_event_id": "", "correction_reason": ""}
+        defaults: dict[str, object] = {
+            "metadata": "{}", "corrects_event_id": "", "correction_reason": "", "historical": 0,
+        }  # fmt: skip
         rows = [[(defaults | event)[column] for column in RAW_EVENT_COLUMNS] for event in events]
         self.client.insert("raw.usage_events", rows, column_names=RAW_EVENT_COLUMNS)
 

@@ -11,8 +11,11 @@ from polars.testing import assert_frame_equal
 from tests.warehouse_models.conftest import Models
 
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
-THEN = date(2026, 4, 20)
-MIDNIGHT = datetime(2026, 4, 20, tzinfo=UTC)
+STEP = 14
+THEN = date(2026, 4, 23)  # a regular feature date: a multiple of 14 days after 1970-01-01
+MIDNIGHT = datetime(2026, 4, 23, tzinfo=UTC)
+LATER = datetime(2026, 6, 1, tzinfo=UTC)
+CHURN = ("int_churn_population", "churn_features")
 CUSTOMERS = [f"cus_{number:032x}" for number in range(8)]
 
 
@@ -53,10 +56,42 @@ def _insert_payment(models: Models, customer: str, at: datetime) -> None:
 
 
 def _features(models: Models) -> pl.DataFrame:
+    """Rows of regular feature dates, which do not depend on when they are computed."""
     return models.frame(
         "select * from marts.churn_features "
-        f"where feature_date <= '{THEN}' order by feature_date, customer_id"
+        f"where feature_date <= '{THEN}' and toUInt32(feature_date) % {STEP} = 0 "
+        "order by feature_date, customer_id"
     )
+
+
+def _accepted(event: dict[str, object], at: datetime) -> dict[str, object]:
+    """The event, accepted and loaded later than it happened."""
+    return event | {"accepted_at": at, "loaded_at": at}
+
+
+def _later_events() -> list[dict[str, object]]:
+    """All that arrives after THEN: use that is later, use that is late, and corrections of what was known."""
+    future = [
+        _event(customer, 100_000 + number, metric, 10**6, MIDNIGHT + timedelta(days=number), LATER)
+        for customer in CUSTOMERS
+        for number, metric in enumerate(["impressions", "sdk_errors", "console_logins", "support_tickets"])
+    ]
+    late = [
+        _event(
+            customer, 110_000 + days, metric, 777, MIDNIGHT - timedelta(days=days, milliseconds=1), MIDNIGHT
+        )
+        for customer in CUSTOMERS
+        for days in (0, 6, 29, 34)
+        for metric in ("impressions", "feature_used")
+    ]
+    first_ever = [_event(CUSTOMERS[2], 120_000, "impressions", 5, FIRST_DAY - timedelta(days=20), MIDNIGHT)]
+    corrections = [
+        _event(customer, 130_000, "impressions", -400, MIDNIGHT - timedelta(days=3, hours=1), MIDNIGHT)
+        for customer in CUSTOMERS
+    ]
+    for number, event in enumerate([*late, *first_ever, *corrections]):
+        event["event_id"] = f"late-{number}"
+    return [*future, *(_accepted(event, LATER) for event in [*late, *first_ever, *corrections])]
 
 
 def test_features_of_a_past_date_never_change(models: Models) -> None:
@@ -67,19 +102,14 @@ def test_features_of_a_past_date_never_change(models: Models) -> None:
     _insert_payment(models, CUSTOMERS[0], MIDNIGHT - timedelta(microseconds=1))
     models.build("churn_features", as_of=THEN)
     then = _features(models)
-    assert set(then["feature_date"].to_list()) == {THEN - timedelta(days=14 * back) for back in range(6)}
+    assert set(then["feature_date"].to_list()) == {THEN - timedelta(days=STEP * back) for back in range(6)}
     newest = then.filter(pl.col("feature_date") == THEN)
     assert newest.height == len(CUSTOMERS)
     assert newest.filter(pl.col("customer_id") == CUSTOMERS[0])["failed_payments_count"].to_list() == [1.0]
 
-    # The future: use from the very midnight on, failed payments, one who leaves and one who changes plan.
-    later = datetime(2026, 6, 1, tzinfo=UTC)
-    future = [
-        _event(customer, 100_000 + number, metric, 10**6, MIDNIGHT + timedelta(days=number), later)
-        for customer in CUSTOMERS
-        for number, metric in enumerate(["impressions", "sdk_errors", "console_logins", "support_tickets"])
-    ]
-    models.insert_events(future)
+    # What happens or arrives later: from the very midnight on, failed payments, one who leaves, one who
+    # changes plan.
+    models.insert_events(_later_events())
     for customer in CUSTOMERS:
         _insert_payment(models, customer, MIDNIGHT)
     models.client.command("truncate table raw.subscriptions")
@@ -88,19 +118,68 @@ def test_features_of_a_past_date_never_change(models: Models) -> None:
     for customer in CUSTOMERS[2:]:
         models.insert_subscription(customer, FIRST_DAY)
 
-    models.build("churn_features", as_of=THEN)
+    # In a run that adds to what is stored, of another day; and anew, of either day.
+    later = THEN + timedelta(days=45)
+    models.build("churn_features", as_of=later)
+    added = models.frame("select * from marts.churn_features order by feature_date, customer_id")
     assert_frame_equal(_features(models), then)
-    models.build("churn_features", as_of=THEN + timedelta(days=42))
+    models.run("run", "--full-refresh", "--select", *CHURN, as_of=later)
+    assert_frame_equal(
+        models.frame("select * from marts.churn_features order by feature_date, customer_id"), added
+    )
+    models.run("run", "--full-refresh", "--select", *CHURN, as_of=THEN)
     assert_frame_equal(_features(models), then)
 
-    # The counter-proof: an event of the day before does change them.
-    models.insert_events(
-        [_event(CUSTOMERS[0], 200_000, "impressions", 7, MIDNIGHT - timedelta(milliseconds=1), later)]
+    # Dates after the arrival know what arrived.
+    known = added.filter(pl.col("feature_date") == later, pl.col("customer_id") == CUSTOMERS[2])
+    assert known["tenure_days"].item() == (later - FIRST_DAY.date()).days + 20
+
+    # The leak that all this must catch: late use and corrections taken for known when they happened.
+    models.client.command(
+        "alter table intermediate.int_usage_events update known_on = usage_date where 1 "
+        "settings mutations_sync = 2"
     )
+    models.run("run", "--full-refresh", "--select", "int_usage_arrivals", *CHURN, as_of=THEN)
+    leaked = _features(models).filter(pl.col("feature_date") == THEN)
+    differs = leaked.filter(pl.col("usage_last_30_days") != newest["usage_last_30_days"])
+    assert differs.height == len(CUSTOMERS)
+
+
+def test_history_that_is_brought_counts_as_known_when_it_happened(models: Models) -> None:
+    """Rows of past dates follow an import, in a run that adds as in one that begins anew; no others do."""
+    models.insert_customers(CUSTOMERS, FIRST_DAY)
+    for customer in CUSTOMERS:
+        models.insert_subscription(customer, FIRST_DAY)
+    models.insert_events(_history(4, MIDNIGHT))
     models.build("churn_features", as_of=THEN)
-    changed = _features(models).filter(pl.col("customer_id") == CUSTOMERS[0], pl.col("feature_date") == THEN)
-    before = newest.filter(pl.col("customer_id") == CUSTOMERS[0])
-    assert changed["usage_last_30_days"].item() == before["usage_last_30_days"].item() + 7
+    before = _features(models)
+    brought = [
+        _accepted(
+            _event(CUSTOMERS[7], 140_000 + day, "impressions", 9, FIRST_DAY + timedelta(days=day), LATER),
+            LATER,
+        )
+        for day in range(60, 70)
+    ]
+    models.insert_events([event | {"historical": 1} for event in brought])
+    _insert_payment(models, CUSTOMERS[6], MIDNIGHT - timedelta(days=1))  # known late to the copy
+    models.build("churn_features", as_of=THEN)
+    added = _features(models)
+    changed = (
+        pl.concat([before, added]).unique(keep="none").select("customer_id", "feature_date").unique().rows()
+    )
+    imported = {date for customer, date in changed if customer == CUSTOMERS[7]}
+    assert imported == {day for day in set(added["feature_date"]) if day > date(2026, 3, 2)}
+    assert {(customer, day) for customer, day in changed if customer != CUSTOMERS[7]} == {
+        (CUSTOMERS[6], THEN)
+    }
+    models.run("run", "--full-refresh", "--select", *CHURN, as_of=THEN)
+    assert_frame_equal(_features(models), added)
+
+    # Another label asks for other rows.
+    models.build("churn_features", as_of=THEN, churn_label="inactivity")
+    other = _features(models)
+    models.run("run", "--full-refresh", "--select", *CHURN, as_of=THEN, churn_label="inactivity")
+    assert_frame_equal(_features(models), other)
 
 
 def test_inactivity_labels_equal_an_independent_computation(models: Models) -> None:
@@ -122,8 +201,12 @@ def test_inactivity_labels_equal_an_independent_computation(models: Models) -> N
     )
     first_use = {str(row[0]): row[1] for row in days.group_by("customer_id").agg(pl.col("day").min()).rows()}
     expected = set()
-    feature_date = as_of
-    while feature_date >= min(first_use.values()) + timedelta(days=30):
+    epoch = date(1970, 1, 1)
+    regular = as_of - timedelta(days=(as_of - epoch).days % step)
+    dates = {as_of} | {regular - timedelta(days=step * back) for back in range(50)}
+    for feature_date in sorted(
+        date_ for date_ in dates if date_ >= min(first_use.values()) + timedelta(days=30)
+    ):
         if feature_date + timedelta(days=horizon) <= as_of:
             for customer in CUSTOMERS:
                 if first_use[customer] < feature_date:
@@ -134,7 +217,6 @@ def test_inactivity_labels_equal_an_independent_computation(models: Models) -> N
                         pl.col("quantity") > 0,
                     ).height
                     expected.add((customer, feature_date, int(stayed == 0)))
-        feature_date -= timedelta(days=step)
 
     labels = models.client.query(
         "select customer_id, feature_date, churned from marts.churn_labels"
