@@ -275,10 +275,7 @@ class UsageAnswers:
 
     def _allowances(self, held: OpenSubscription) -> dict[str, Allowance]:
         return allowances(
-            self.plans[held.plan_type],
-            self.seen,
-            base_price_cents=held.base_price_cents,
-            included_impressions=held.included_impressions,
+            held.history, held.period_start, held.period_end, self.plans, self.seen, trial=held.is_trial
         )
 
     def _named(self, quantities: Mapping[str, int]) -> dict[str, int | Decimal]:

@@ -1,21 +1,44 @@
-"""What a plan includes of each metric, what use beyond it costs, and when the included quantity is used up.
+"""What a billing period includes of each metric, what use beyond it costs, and when that is used up.
 
 Belongs here: this arithmetic, exact and without tables. Does not belong here: summing use, invoices.
 
-The rule of price: overage is charged at the plan's own effective rate, the month's price divided by what it
-includes, in proportion and not by begun thousands. Each metric is an invoice line, and is rounded there once,
-half to even. A metric of which a plan includes nothing has no limit and no overage, as in
-`marts.usage_by_period`.
+The warehouse has the same rule in `int_period_allowances` and `invoice_lines`, and a test compares the two.
+What each plan includes counts for its days (UTC); the day of a change has the new terms, of several changes a
+day the last. Overage is priced by the plan in which the period ends: at the catalogue's price, else at the
+plan's own effective rate, the month's price divided by what it includes; in proportion and not by begun
+thousands. Each metric is an invoice line, and is rounded there once, half to even. A metric of which a period
+includes nothing has no limit and no overage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 
 from apex_pipelines.platform.catalogue import Metric, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a subscription costs and includes a month, from an instant until the next terms.
+
+    Attributes
+    ----------
+    valid_from : datetime
+        Aware instant.
+    base_price_cents : int
+        In minor units.
+    contracted : mapping
+        By metric, in its unit, what the subscription includes where that is its own and not the plan's.
+    """
+
+    valid_from: datetime
+    plan_type: str
+    base_price_cents: int
+    contracted: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +49,13 @@ class Allowance:
     ----------
     included : int
         In storage units, above zero.
-    price_cents : int
-        Price of the period for which `included` is had, in minor units.
+    price_cents, price_quantity : int
+        So many minor units for so much overage, in storage units; a quantity of 0 means that it is free.
     """
 
     included: int
     price_cents: int
+    price_quantity: int
 
     def overage(self, used: int) -> int:
         """Use beyond what is included, in storage units."""
@@ -39,7 +63,9 @@ class Allowance:
 
     def overage_cost_cents(self, used: int) -> int:
         """Price of the overage in minor units, rounded half to even: one invoice line."""
-        return round(Fraction(self.overage(used) * self.price_cents, self.included))
+        if not self.price_quantity:
+            return 0
+        return round(Fraction(self.overage(used) * self.price_cents, self.price_quantity))
 
     def remaining(self, used: int) -> int:
         """What is left, in storage units; zero when all is used."""
@@ -51,25 +77,51 @@ class Allowance:
 
 
 def allowances(
-    plan: Plan, metrics: Mapping[str, Metric], *, base_price_cents: int, included_impressions: int
+    history: Sequence[Terms],
+    start: datetime,
+    end: datetime,
+    plans: Mapping[str, Plan],
+    metrics: Mapping[str, Metric],
+    *,
+    trial: bool,
 ) -> dict[str, Allowance]:
-    """What a subscription to `plan` includes, by metric; metrics without a limit are absent.
+    """What the billing period ``start <= t < end`` includes, by metric; metrics without a limit are absent.
 
     Parameters
     ----------
-    base_price_cents, included_impressions : int
-        The subscription's own terms, which may differ from the plan's.
+    history : sequence
+        The subscription's terms, oldest first; those from `end` on count for nothing.
+    start, end : datetime
+        Aware instants; `end` as scheduled, also of a subscription that was cancelled before.
+    trial : bool
+        Whether the period is the trial, in which overage costs nothing.
     """
-    included = {
-        "impressions": included_impressions,
-        "api_calls": plan.included("api_calls"),
-        "data_transfer": plan.included("data_transfer"),
-    }
+    first, after = _day(start), _day(end)
+    length = max((after - first).days, 1)  # a trial cut short by hand may begin and end on one day
+    held = [terms for terms in history if terms.valid_from < end]
+    until = [min(_day(following.valid_from), after) for _, following in pairwise(held)] + [after]
+    summed: dict[str, int] = {}
+    prices: dict[str, tuple[int, int]] = {}
+    for terms, day_after in zip(held, until, strict=False):
+        days = max((day_after - max(first, _day(terms.valid_from))).days, 0)
+        for name, catalogued in plans[terms.plan_type].allowances.items():
+            unit = 10 ** metrics[name].scale
+            included = terms.contracted.get(name, catalogued.included_units) * unit
+            summed[name] = summed.get(name, 0) + included * days
+            if catalogued.overage_price_cents is None or catalogued.overage_units is None:
+                prices[name] = (terms.base_price_cents, included)
+            else:
+                prices[name] = (catalogued.overage_price_cents, catalogued.overage_units * unit)
+    prorated = {name: round(Fraction(total, length)) for name, total in summed.items()}
     return {
-        name: Allowance(units * 10 ** metrics[name].scale, base_price_cents)
-        for name, units in included.items()
-        if units > 0
+        name: Allowance(included, 0 if trial else prices[name][0], prices[name][1])
+        for name, included in prorated.items()
+        if included > 0
     }
+
+
+def _day(instant: datetime) -> date:
+    return instant.astimezone(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)

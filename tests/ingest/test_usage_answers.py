@@ -22,6 +22,7 @@ import pytest
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.billing.store import change_plan
 from apex_pipelines.platform import clickhouse
 from apex_pipelines.settings import Settings
 from ingest_api.request_limit import RequestLimit, Standing
@@ -386,6 +387,46 @@ def test_overage_is_priced_by_the_plan_and_limits_say_when_they_are_reached(
                 },
             },
         }
+
+
+def test_a_change_of_plan_counts_by_day_and_the_last_plan_prices_the_overage(
+    reading_api: Api, models: Models, new_reader: Callable[..., Reader], engine: sa.Engine
+) -> None:
+    """Of the 31 days from 15 May, 10 are Indie's 1 M and 21 the contract's 4 M: 3,032,258.06."""
+    ada, trying = new_reader("ada"), new_reader("trying", trial=True)
+    changed_at = datetime(2026, 5, 25, 23, 0, tzinfo=UTC)
+    with engine.begin() as connection:
+        for at, impressions in ((changed_at, 1), (changed_at, 4_000_000)):
+            change_plan(
+                connection, ada.customer_id, "enterprise", at,
+                base_price_cents=100_000, included_impressions=impressions,
+            )  # fmt: skip
+        connection.execute(
+            sa.text(
+                "update subscriptions set included_api_calls = 0, updated_at = :at where customer_id = :id"
+            ),
+            {"at": changed_at, "id": ada.customer_id},
+        )
+        connection.execute(
+            sa.text("update subscriptions set started_at = :start, trial_end = :end where customer_id = :id"),
+            {"start": PERIOD[0], "end": PERIOD[1], "id": trying.customer_id},
+        )
+    landing = Landing(models)
+    rows = [
+        row(ada.customer_id, "a", quantity=3_132_258),
+        row(ada.customer_id, "b", metric_type="api_calls", quantity=1_000_000),
+        row(trying.customer_id, "c", quantity=1_500_000),
+    ]
+    landing.land(datetime(2026, 6, 1, tzinfo=UTC), rows)
+    overages = ada.read("current")["overages"]
+    assert (overages["impressions_overage"], overages["impressions_overage_cost_cents"]) == (100_000, 2_500)
+    # 10 of 31 days of Indie's 2 M; what follows has no limit, and so no rate.
+    assert (overages["api_calls_overage"], overages["api_calls_overage_cost_cents"]) == (354_839, 0)
+    assert ada.read("limits")["limits"] == {
+        "impressions": 3_032_258, "api_calls": 645_161, "data_transfer_gb": Decimal("6806.451612903"),
+    }  # fmt: skip
+    overages = trying.read("current")["overages"]
+    assert (overages["impressions_overage"], overages["total_overage_cost_cents"]) == (500_000, 0)
 
 
 def test_a_period_that_nobody_rolled_yet_is_the_one_that_holds_now(

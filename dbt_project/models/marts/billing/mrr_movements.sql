@@ -4,7 +4,11 @@ with paying as (
 
     select *
     from {{ ref('int_subscription_terms') }}
-    where status in ('active', 'past_due') and base_price_cents > 0
+    where
+        status in ('active', 'past_due')
+        and base_price_cents > 0
+        -- Terms that follow a running trial are there before it has ended.
+        and valid_from < {{ as_of_instant() }}
 
 ),
 
