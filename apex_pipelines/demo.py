@@ -24,6 +24,7 @@ import psutil
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.churn.rules import flag_probability
 from apex_pipelines.importing.engine import ImportProgress, ImportReport, run_import
 from apex_pipelines.metering.landing import wait_until_landed
 from apex_pipelines.platform import clickhouse, postgres
@@ -316,7 +317,7 @@ def _read_outcome(result: DemoResult, settings: Settings, client: Client, engine
     day = result.plan.as_of.isoformat()
     scores = f"from ml.churn_scores final where feature_date = '{day}'"
     result.scored = one(f"select count() {scores}")
-    result.flagged = one(f"select count() {scores} and probability > {settings.churn_flag_probability}")
+    result.flagged = one(f"select count() {scores} and probability > {flag_probability()}")
     result.model = _champion(settings)
     with engine.connect() as connection:
         mails = connection.execute(

@@ -164,7 +164,6 @@ class Settings(BaseSettings):
     churn_horizon_days: int = 30
     churn_feature_step_days: int = 14
     churn_min_events: int = 40
-    churn_flag_probability: float = 0.70
     churn_holdout_share: float = 0.10
 
     # Mail.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+from apex_pipelines.platform.catalogue import thresholds
+
 
 def holdout(customer_id: str, share: float) -> bool:
     """Is this customer kept out of the retention mail? The same answer for ever, whatever else happens.
@@ -20,6 +22,11 @@ def holdout(customer_id: str, share: float) -> bool:
         raise ValueError(f"the hold-out share must be between 0 and 1, received {share}")
     digest = blake2b(f"churn-retention:{customer_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 < share
+
+
+def flag_probability() -> float:
+    """The probability above which a customer is flagged, which is also that of the at-risk segment."""
+    return float(thresholds("segment")["churn_probability"][0])
 
 
 def flagged(probability: float, threshold: float) -> bool:

@@ -22,7 +22,7 @@ from apex_pipelines.churn.reports import (
     TrainingOutcome,
     TrainingReport,
 )
-from apex_pipelines.churn.rules import flagged, holdout
+from apex_pipelines.churn.rules import flag_probability, flagged, holdout
 from apex_pipelines.platform.clock import Clock
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.settings import Settings
@@ -177,7 +177,7 @@ def score(
     )
     stored = store.write_scores(client, scores)
     at_risk = scores.filter(
-        pl.Series([flagged(value, settings.churn_flag_probability) for value in scores["probability"]])
+        pl.Series([flagged(value, flag_probability()) for value in scores["probability"]])
     )
     features = champion.model.features
     moved = drift.psi(champion.metadata.drift_reference, matrix(frame, features), features)

@@ -13,7 +13,7 @@ from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.churn import service, store
 from apex_pipelines.churn.reports import ScoringOutcome, TrainingOutcome
-from apex_pipelines.churn.rules import holdout
+from apex_pipelines.churn.rules import flag_probability, holdout
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.settings import Settings
 from ml import registry
@@ -56,7 +56,7 @@ def test_train_then_score_then_both_again_change_nothing(
     assert scored.top[0].expected_profit == first["expected_profit"].to_numpy().max()
     held = [holdout(customer, settings.churn_holdout_share) for customer in first["customer_id"]]
     assert first["holdout"].cast(pl.Boolean).to_list() == held
-    assert scored.flagged == first.filter(pl.col("probability") > settings.churn_flag_probability).height
+    assert scored.flagged == first.filter(pl.col("probability") > flag_probability()).height
     assert json.loads(first["reasons"][0]) is not None
 
     clock.advance(timedelta(hours=1))

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from apex_pipelines.churn.reports import TrainingReport
+from apex_pipelines.churn.rules import flag_probability
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.lifecycle.triggers import churn_triggers
 
@@ -98,6 +99,6 @@ def churn_interventions(context: dg.AssetExecutionContext, stores: Stores) -> dg
     with stores.postgres() as engine, stores.clickhouse(context) as client:
         report = churn_triggers(
             client, engine, stores.as_of_date, stores.clock,
-            flag_probability=stores.settings.churn_flag_probability,
+            flag_probability=flag_probability(),
         )  # fmt: skip
     return dg.MaterializeResult(metadata=report.as_metadata())
