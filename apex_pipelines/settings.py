@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -158,6 +158,12 @@ class Settings(BaseSettings):
     # Orchestration.
     dagster_host: str = "127.0.0.1"
     dagster_port: int = 3000
+
+    # Goals.
+    launch_date: date | None = Field(
+        None,
+        description="Day from which the company's goals count (UTC); by default that of the first sign-up.",
+    )
 
     # Churn.
     churn_label: Literal["subscription_end", "inactivity"] = "subscription_end"

@@ -70,11 +70,13 @@ def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
     as_of : date or datetime
         The instant of the run, aware; of a plain date it is the end of that day in UTC.
     """
-    instant: dict[str, str | int] = {}
+    optional: dict[str, str | int] = {}
     if isinstance(as_of, datetime):
         utc = as_of.astimezone(UTC)
-        as_of, instant = utc.date(), {"as_of_instant": f"{utc:%Y-%m-%d %H:%M:%S.%f}"}
-    return instant | {
+        as_of, optional["as_of_instant"] = utc.date(), f"{utc:%Y-%m-%d %H:%M:%S.%f}"
+    if settings.launch_date is not None:
+        optional["launch_date"] = settings.launch_date.isoformat()
+    return optional | {
         "as_of_date": as_of.isoformat(),
         "churn_label": settings.churn_label,
         "churn_horizon_days": settings.churn_horizon_days,

@@ -31,3 +31,14 @@ select
     toDateTime64(first_impression_at, 6, 'UTC') as occurred_at
 from usage_steps
 where has_impression
+
+union all
+
+select
+    customer_id,
+    toLowCardinality(concat('sdk_downloaded.', download.1)) as step,
+    toDateTime64(download.2, 6, 'UTC') as occurred_at
+from (
+    select customer_id, arrayJoin(arrayZip(mapKeys(first_downloads), mapValues(first_downloads))) as download
+    from {{ ref('int_customer_life') }}
+)

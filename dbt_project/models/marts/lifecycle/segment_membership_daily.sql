@@ -6,7 +6,7 @@
         on_schema_change='fail',
         order_by=['as_of_date', 'segment', 'customer_id'],
         pre_hook='{{ end_leftover_statements() }}',
-        post_hook='{{ delete_former_members() }}',
+        post_hook="{{ delete_rows_gone_from('int_segment_members', ['customer_id', 'segment']) }}",
     )
 }}
 

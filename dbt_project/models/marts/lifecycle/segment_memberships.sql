@@ -8,14 +8,17 @@ with log as (
 
 logged_days as (
 
-    -- Days are numbered by their order, so that a day on which nothing ran makes nobody leave.
+    -- Days are numbered by their order, so that a day on which nothing ran makes nobody leave. A day that ran
+    -- with nobody in any segment stands in int_segment_days only, which is younger than the log.
     select
         as_of_date,
         row_number() over (order by as_of_date) as day_number
     from (
         select as_of_date from log
         union distinct
-        select {{ as_of_date() }} as as_of_date
+        select as_of_date
+        from {{ ref('int_segment_days') }}
+        where as_of_date <= {{ as_of_date() }}
     )
 
 ),
