@@ -13,11 +13,17 @@ from apex_pipelines.platform.catalogue import metrics
 
 Rows = list[list[str]]
 _LABELS = {"api_calls": "API calls", "data_transfer": "data transfer"}
+_PLATFORMS = {"ios": "iOS"}
 
 
 def metric_label(metric_type: str) -> str:
     """A metric in the middle of a sentence: `impressions`, `API calls`."""
     return _LABELS.get(metric_type, metric_type.replace("_", " "))
+
+
+def platform_name(platform: str) -> str:
+    """A platform of the SDK as its makers write it: `iOS`, `Unity`."""
+    return _PLATFORMS.get(platform, platform.capitalize())
 
 
 def amount(metric_type: str, quantity: int) -> str:

@@ -6,7 +6,7 @@ Belongs here: queries and their rows. Does not belong here: what follows from a 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -75,14 +75,38 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class DayTotals:
-    """All customers' use of one day: quantity by metric in storage units, and how many customers were active.
+class DigestDay:
+    """What one day was, of all customers; a day of which nothing is known is all zeros.
 
-    Active is who used a billed metric; signals such as console logins don't count.
+    Attributes
+    ----------
+    subscriptions_by_status, mrr_cents : dict
+        At the end of the day.
+    revenue_forecast_cents : dict
+        What the day's month is expected to bring by its end; empty in months that are over.
+    active_customers : int
+        Who used a billed metric; signals such as console logins don't count.
+    ..._cents : dict of str to int
+        Minor units by currency; amounts of two are never added.
+    quantities : dict of str to int
+        By metric, in storage units.
     """
 
-    quantities: dict[str, int]
-    active_customers: int
+    sign_ups: int = 0
+    sign_ups_by_plan: dict[str, int] = field(default_factory=dict)
+    integrations: int = 0
+    active_customers: int = 0
+    subscriptions_by_status: dict[str, int] = field(default_factory=dict)
+    mrr_cents: dict[str, int] = field(default_factory=dict)
+    cancellations: int = 0
+    payments_succeeded: int = 0
+    payments_failed: int = 0
+    collected_cents: dict[str, int] = field(default_factory=dict)
+    failed_cents: dict[str, int] = field(default_factory=dict)
+    collected_month_to_date_cents: dict[str, int] = field(default_factory=dict)
+    revenue_forecast_cents: dict[str, int] = field(default_factory=dict)
+    quantities: dict[str, int] = field(default_factory=dict)
+    error_rate: float | None = None
 
 
 def at_risk(client: Client, as_of_date: date) -> list[AtRisk]:
@@ -174,22 +198,15 @@ def use_around(client: Client, customer_ids: Collection[str], until: date) -> di
     return found
 
 
-def day_totals(client: Client, day: date) -> DayTotals:
-    """All use of one day."""
+def digest_day(client: Client, day: date) -> DigestDay:
+    """The digest's figures of one day."""
+    names = [column.name for column in fields(DigestDay)]
     rows = _rows(
         client,
-        "select metric_type, sum(quantity) from marts.usage_daily "
-        "where usage_date = %(day)s group by metric_type",
+        f"select {', '.join(names)} from marts.daily_digest where digest_date = %(day)s",  # noqa: S608
         day=day,
     )
-    active = _rows(
-        client,
-        "select uniqExact(customer_id) from marts.usage_daily "
-        "where usage_date = %(day)s and metric_type in %(usage)s and quantity > 0",
-        day=day,
-        usage=[name for name, metric in metrics().items() if metric.kind == "usage"],
-    )
-    return DayTotals({metric: int(quantity) for metric, quantity in rows}, int(active[0][0]))
+    return DigestDay(**dict(zip(names, rows[0], strict=True))) if rows else DigestDay()
 
 
 def segment_sizes(client: Client, as_of_date: date) -> dict[str, int]:

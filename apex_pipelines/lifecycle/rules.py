@@ -59,11 +59,22 @@ def mails_period(ends_on: date, as_of_date: date) -> bool:
     return ends_on > as_of_date or is_fresh(ends_on, as_of_date)
 
 
+DOWNLOAD_STEP = "sdk_downloaded."
+
+
+def downloaded_platform(step: str) -> str | None:
+    """Platform of a download step (`sdk_downloaded.<platform>`); None of any other step."""
+    return step.removeprefix(DOWNLOAD_STEP) if step.startswith(DOWNLOAD_STEP) else None
+
+
 def step_mail(step: str, steps_taken: Collection[str]) -> str | None:
     """Mail for a step just taken; None when there is none, or the customer is already past the step.
 
-    The first impression tells everything that the first request would have told.
+    The first impression tells everything that the first request would have told, and who sends requests needs
+    no guide to the SDK any more.
     """
+    if downloaded_platform(step) and not {"first_request", "first_impression"} & set(steps_taken):
+        return "sdk_guide"
     if step == "first_impression":
         return "first_impression"
     if step == "first_request" and "first_impression" not in steps_taken:

@@ -35,6 +35,12 @@ MARTS = {
     "marts.onboarding": "customer_id String, step LowCardinality(String), occurred_at DateTime64(6, 'UTC')",
     "marts.usage_daily": "customer_id String, usage_date Date, metric_type LowCardinality(String), "
     "quantity Int64, event_count UInt64",
+    "marts.daily_digest": "digest_date Date, sign_ups UInt64, sign_ups_by_plan Map(String, UInt64), "
+    "integrations UInt64, active_customers UInt64, subscriptions_by_status Map(String, Int64), "
+    "mrr_cents Map(String, Int64), cancellations UInt64, payments_succeeded UInt64, payments_failed UInt64, "
+    "collected_cents Map(String, Int64), failed_cents Map(String, Int64), "
+    "collected_month_to_date_cents Map(String, Int64), revenue_forecast_cents Map(String, Int64), "
+    "quantities Map(String, Int64), error_rate Nullable(Float64)",
 }
 
 

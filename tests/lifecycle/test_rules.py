@@ -89,6 +89,9 @@ def test_first_impression_says_what_the_first_request_would() -> None:
     assert rules.step_mail("first_request", {"first_request", "first_impression"}) is None
     assert rules.step_mail("first_impression", {"first_impression"}) == "first_impression"
     assert rules.step_mail("signed_up", {"signed_up"}) is None
+    assert rules.step_mail("sdk_downloaded.ios", {"sdk_downloaded.ios"}) == "sdk_guide"
+    assert rules.step_mail("sdk_downloaded.ios", {"sdk_downloaded.ios", "first_request"}) is None
+    assert rules.step_mail("sdk_downloaded.ios", {"sdk_downloaded.ios", "first_impression"}) is None
 
 
 def test_growth() -> None:

@@ -520,6 +520,35 @@ def test_steps_are_recorded_once_and_mailed_while_fresh(
     assert (again.queued.total(), again.recorded.total()) == (0, 0)
 
 
+def test_a_download_brings_the_guide_of_its_platform_unless_requests_came(
+    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
+    deliver: Callable[[], DrainReport],
+) -> None:  # fmt: skip
+    new, integrated, late = sign_up(1), sign_up(1), sign_up(30)
+    fill("marts.onboarding", [
+        {"customer_id": customer, "step": step, "occurred_at": instant(TODAY - timedelta(days=days), 9)}
+        for customer, step, days in (
+            (new, "sdk_downloaded.ios", 0), (new, "sdk_downloaded.unity", 0),
+            (integrated, "sdk_downloaded.android", 0), (integrated, "first_request", 0),
+            (late, "sdk_downloaded.flutter", 3),
+        )
+    ])  # fmt: skip
+
+    report = onboarding_triggers(marts, engine, TODAY, clock)
+    again = onboarding_triggers(marts, engine, TODAY, clock)
+
+    assert report.recorded["onboarding_progress"] == 5
+    assert again.recorded["onboarding_progress"] == again.queued["sdk_guide"] == 0
+    assert mails(engine, new).count("sdk_guide") == 2
+    assert "sdk_guide" not in mails(engine, integrated) + mails(engine, late)
+    with engine.connect() as connection:
+        platforms = connection.scalars(
+            sa.text("select data->>'platform' from events where event_type = 'email.sdk_guide' order by 1")
+        ).all()
+    assert platforms == ["Unity", "iOS"]
+    assert deliver().sent["sdk_guide"] == 1  # the second waits, since a type goes once in 24 h
+
+
 def test_welcome_goes_to_recent_sign_ups_with_a_plan(
     marts: Client, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
 ) -> None:
@@ -601,17 +630,24 @@ def test_digest_has_the_figures_of_yesterday(
     marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock,
     deliver: Callable[[], DrainReport],
 ) -> None:  # fmt: skip
-    active, new = sign_up(plan="studio"), sign_up(1, plan="indie", trial=True)
-    yesterday = TODAY - timedelta(days=1)
-    fill("marts.usage_daily", [
-        {"customer_id": customer, "usage_date": day, "metric_type": metric, "quantity": quantity,
-         "event_count": 1}
-        for customer, day, metric, quantity in (
-            (active, yesterday, "impressions", 12_000), (new, yesterday, "impressions", 345),
-            (active, yesterday, "mediated_revenue", 1_234_560_000), (active, TODAY, "impressions", 10**9),
-            (active, yesterday - timedelta(days=1), "impressions", 11_000),
-        )
-    ])  # fmt: skip
+    active = sign_up(plan="studio")
+    quiet: dict[str, object] = {
+        "digest_date": TODAY - timedelta(days=2), "sign_ups": 0, "sign_ups_by_plan": {}, "integrations": 0,
+        "active_customers": 1, "subscriptions_by_status": {"active": 1}, "mrr_cents": {"usd": 49_900},
+        "cancellations": 0, "payments_succeeded": 0, "payments_failed": 0, "collected_cents": {},
+        "failed_cents": {}, "collected_month_to_date_cents": {}, "revenue_forecast_cents": {},
+        "quantities": {"impressions": 11_000}, "error_rate": None,
+    }  # fmt: skip
+    busy = quiet | {
+        "digest_date": TODAY - timedelta(days=1), "sign_ups": 2, "sign_ups_by_plan": {"indie": 1, "none": 1},
+        "integrations": 1, "active_customers": 2, "subscriptions_by_status": {"active": 1, "trialing": 1},
+        "payments_succeeded": 3, "collected_cents": {"eur": 9_000, "usd": 49_900}, "payments_failed": 1,
+        "failed_cents": {"usd": 9_900}, "collected_month_to_date_cents": {"eur": 9_000, "usd": 99_800},
+        "revenue_forecast_cents": {"usd": 500_000},
+        "quantities": {"impressions": 12_345, "mediated_revenue": 1_234_560_000}, "error_rate": 0.0125,
+    }  # fmt: skip
+    today = quiet | {"digest_date": TODAY, "sign_ups": 9}
+    fill("marts.daily_digest", [quiet, busy, today])
     fill("marts.at_risk_customers", [_at_risk(active)])
 
     assert daily_digest(marts, engine, TODAY, clock).queued == Counter(daily_digest=1)
@@ -619,26 +655,21 @@ def test_digest_has_the_figures_of_yesterday(
 
     data = mail_data(engine, "daily_digest")
     figures = {label: value for section in data["sections"] for label, value in section["figures"]}
-    assert data["headline"] == "1 sign-up, 2 active customers"
-    assert figures["Sign-ups yesterday"] == figures["… on Indie"] == "1"
+    assert data["headline"] == "2 sign-ups, 2 active customers"
+    assert figures["Sign-ups yesterday"] == "2"
+    assert figures["… on Indie"] == figures["… on no plan"] == "1"
+    assert (figures["Active yesterday"], figures["Active the day before"]) == ("2", "1")
+    assert figures["Subscriptions active"] == figures["Subscriptions trialing"] == "1"
     assert figures["Impressions"] == "12,345 (day before: 11,000)"
     assert figures["Mediated revenue"] == "$1,234.56 (day before: $0.00)"
+    assert figures["SDK errors per API call"] == "1.25%"
     assert figures["Monthly recurring revenue"] == "$499.00"
+    assert figures["Succeeded: 3"] == "€90.00, $499.00"
+    assert figures["Failed: 1"] == "$99.00"
+    assert figures["Collected this month"] == "€90.00, $998.00"
+    assert figures["Revenue of the month, forecast"] == "$5,000.00"
     assert figures["At risk: usage drop"] == "1"
     assert deliver().sent == Counter(daily_digest=1)
-
-
-def test_active_is_who_used_a_billed_metric(
-    marts: Client, fill: Fill, sign_up: SignUp, engine: sa.Engine, clock: ManualClock
-) -> None:
-    showing, looking, zero = sign_up(), sign_up(), sign_up()
-    yesterday = TODAY - timedelta(days=1)
-    fill("marts.usage_daily", [
-        _used(showing, yesterday, 5), _used(showing, yesterday, 9, "api_calls"),
-        _used(looking, yesterday, 3, "console_logins"), _used(zero, yesterday, 0),
-    ])  # fmt: skip
-    daily_digest(marts, engine, TODAY, clock)
-    assert mail_data(engine, "daily_digest")["headline"] == "0 sign-ups, 1 active customer"
 
 
 @pytest.mark.parametrize("day", [TODAY, TODAY + timedelta(days=1)])

@@ -30,7 +30,7 @@ TRIGGERS: dict[str, tuple[Trigger, list[str], str]] = {
     ),
     "daily_digest": (
         triggers.daily_digest,
-        ["usage_daily", "at_risk_customers", "segment_memberships"],
+        ["daily_digest", "at_risk_customers", "segment_memberships"],
         "The operator's morning mail: sign-ups, money, use, risks and mails of yesterday.",
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any
 
@@ -18,24 +19,6 @@ from apex_pipelines.messaging.outbox import MailRequest
 from apex_pipelines.platform.catalogue import metrics, plans
 from apex_pipelines.platform.clock import Clock
 
-_SIGN_UPS = sa.text("""
-    select coalesce(s.plan_type, 'no plan') as plan_type, count(*) as n
-    from customers c
-    left join lateral (
-        select plan_type from subscriptions s where s.customer_id = c.id order by started_at limit 1
-    ) s on true
-    where c.created_at >= :from and c.created_at < :to
-    group by 1 order by 1
-""")
-_SUBSCRIPTIONS = sa.text(
-    "select status, currency, count(*) as n, sum(base_price_cents) as cents from subscriptions "
-    "group by 1, 2 order by 1"
-)
-_CANCELED = sa.text("select count(*) from subscriptions where cancelled_at >= :from and cancelled_at < :to")
-_PAYMENTS = sa.text(
-    "select status, currency, count(*) as n, sum(amount_cents) as cents from payments "
-    "where occurred_at >= :from and occurred_at < :to group by 1, 2 order by 1, 2"
-)
 _MAILS = sa.text("""
     select count(*) filter (where outcome = 'sent' and processed_at >= :from and processed_at < :to) as sent,
            count(*) filter (
@@ -54,28 +37,27 @@ def daily_digest(client: Client, engine: sa.Engine, as_of_date: date, clock: Clo
     """
     report = TriggerReport()
     yesterday = as_of_date - timedelta(days=1)
-    totals = marts.day_totals(client, yesterday)
-    before = marts.day_totals(client, yesterday - timedelta(days=1))
+    day = marts.digest_day(client, yesterday)
+    before = marts.digest_day(client, yesterday - timedelta(days=1))
     risks = Counter(row.reason for row in marts.at_risk(client, as_of_date))
     segments = marts.segment_sizes(client, as_of_date)
     with engine.begin() as connection:
         window = {"from": store.midnight(yesterday), "to": store.midnight(as_of_date)}
-        sign_ups = connection.execute(_SIGN_UPS, window).all()
-        signed_up = sum(row.n for row in sign_ups)
         sections: list[dict[str, Any]] = [
             {
                 "title": "Customers",
                 "figures": [
-                    ["Sign-ups yesterday", number(signed_up)],
-                    *([f"… on {_plan_name(row.plan_type)}", number(row.n)] for row in sign_ups),
-                    ["Active yesterday", number(totals.active_customers)],
+                    ["Sign-ups yesterday", number(day.sign_ups)],
+                    *([f"… on {_plan_name(plan)}", number(n)] for plan, n in day.sign_ups_by_plan.items()),
+                    ["First requests yesterday", number(day.integrations)],
+                    ["Active yesterday", number(day.active_customers)],
                     ["Active the day before", number(before.active_customers)],
-                    *_subscription_rows(connection),
-                    ["Cancelled yesterday", number(int(connection.scalar(_CANCELED, window) or 0))],
+                    *_subscription_rows(day),
+                    ["Cancelled yesterday", number(day.cancellations)],
                 ],
             },
-            {"title": "Use yesterday", "figures": _use_rows(totals, before)},
-            {"title": "Payments yesterday", "figures": _payment_rows(connection, window)},
+            {"title": "Use yesterday", "figures": _use_rows(day, before)},
+            {"title": "Payments yesterday", "figures": _payment_rows(day)},
             {
                 "title": "Worth a look today",
                 "figures": [
@@ -89,7 +71,7 @@ def daily_digest(client: Client, engine: sa.Engine, as_of_date: date, clock: Clo
             },
             {"title": "Mail", "figures": _mail_rows(connection, window)},
         ]
-        headline = f"{_count(signed_up, 'sign-up')}, {_count(totals.active_customers, 'active customer')}"
+        headline = f"{_count(day.sign_ups, 'sign-up')}, {_count(day.active_customers, 'active customer')}"
         request = MailRequest(
             email_type="daily_digest",
             customer_id=None,
@@ -100,24 +82,19 @@ def daily_digest(client: Client, engine: sa.Engine, as_of_date: date, clock: Clo
     return report
 
 
-def _subscription_rows(connection: sa.Connection) -> Rows:
-    statuses: Counter[str] = Counter()
-    revenue: Counter[str] = Counter()
-    for row in connection.execute(_SUBSCRIPTIONS):
-        statuses[row.status] += row.n
-        if row.status in ("active", "past_due"):
-            revenue[row.currency] += int(row.cents)
+def _subscription_rows(day: marts.DigestDay) -> Rows:
     rows = [
-        [f"Subscriptions {status.replace('_', ' ')}", number(n)] for status, n in sorted(statuses.items())
+        [f"Subscriptions {status.replace('_', ' ')}", number(n)]
+        for status, n in day.subscriptions_by_status.items()
     ]
-    recurring = [["Monthly recurring revenue", money(cents, code)] for code, cents in sorted(revenue.items())]
+    recurring = [["Monthly recurring revenue", money(cents, code)] for code, cents in day.mrr_cents.items()]
     return rows + recurring
 
 
-def _use_rows(totals: marts.DayTotals, before: marts.DayTotals) -> Rows:
+def _use_rows(day: marts.DigestDay, before: marts.DigestDay) -> Rows:
     rows = []
     for name in metrics():
-        quantity, earlier = totals.quantities.get(name, 0), before.quantities.get(name, 0)
+        quantity, earlier = day.quantities.get(name, 0), before.quantities.get(name, 0)
         if quantity or earlier:
             label = metric_label(name)
             rows.append(
@@ -126,15 +103,27 @@ def _use_rows(totals: marts.DayTotals, before: marts.DayTotals) -> Rows:
                     f"{amount(name, quantity)} (day before: {amount(name, earlier)})",
                 ]
             )
+    if day.error_rate is not None:
+        rows.append(["SDK errors per API call", f"{day.error_rate:.2%}"])
     return rows or [["Telemetry", "none"]]
 
 
-def _payment_rows(connection: sa.Connection, window: dict[str, Any]) -> Rows:
-    rows = [
-        [f"{row.status.capitalize()}: {row.n}", money(int(row.cents), row.currency)]
-        for row in connection.execute(_PAYMENTS, window)
-    ]
-    return rows or [["Payments", "none"]]
+def _payment_rows(day: marts.DigestDay) -> Rows:
+    rows = []
+    if day.payments_succeeded:
+        rows.append([f"Succeeded: {day.payments_succeeded}", _amounts(day.collected_cents)])
+    if day.payments_failed:
+        rows.append([f"Failed: {day.payments_failed}", _amounts(day.failed_cents)])
+    rows = rows or [["Payments", "none"]]
+    rows.append(["Collected this month", _amounts(day.collected_month_to_date_cents)])
+    if day.revenue_forecast_cents:
+        rows.append(["Revenue of the month, forecast", _amounts(day.revenue_forecast_cents)])
+    return rows
+
+
+def _amounts(cents: Mapping[str, int]) -> str:
+    """Amounts of several currencies side by side."""
+    return ", ".join(money(amount_cents, code) for code, amount_cents in cents.items()) or "nothing"
 
 
 def _mail_rows(connection: sa.Connection, window: dict[str, Any]) -> Rows:
@@ -149,7 +138,7 @@ def _mail_rows(connection: sa.Connection, window: dict[str, Any]) -> Rows:
 
 def _plan_name(plan_type: str) -> str:
     plan = plans().get(plan_type)
-    return plan.name if plan else plan_type
+    return plan.name if plan else "no plan"
 
 
 def _count(n: int, noun: str) -> str:

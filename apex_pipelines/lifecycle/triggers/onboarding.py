@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.lifecycle import marts, rules, store
-from apex_pipelines.lifecycle.figures import recent_use
+from apex_pipelines.lifecycle.figures import platform_name, recent_use
 from apex_pipelines.lifecycle.report import TriggerReport
 from apex_pipelines.lifecycle.triggers.queueing import queue, reachable
 from apex_pipelines.messaging.outbox import MailRequest
@@ -66,12 +66,17 @@ def _step_mails(
         MailRequest(
             email_type=email_type,
             customer_id=step.customer_id,
-            data={"occurred_at": step.occurred_at},
+            data=_step_data(step),
             occurrence_key=f"onboarding:{step.step}:{step.customer_id}",
         )
         for step, email_type in fresh
         if reachable(customers, step.customer_id, report)
     ]
+
+
+def _step_data(step: marts.OnboardingStep) -> dict[str, object]:
+    platform = rules.downloaded_platform(step.step)
+    return {"platform": platform_name(platform)} if platform else {"occurred_at": step.occurred_at}
 
 
 def _age_mails(
