@@ -59,7 +59,8 @@ def read_training_frame(client: Client, as_of_date: date, *, max_rows: int = MAX
     labelled = _frame(
         client,
         """
-        select features.* except (row_basis), labels.churned as churned, labels.label_known_on as label_known_on
+        select
+            features.* except (row_basis), labels.churned as churned, labels.label_known_on as label_known_on
         from marts.churn_features as features
         inner join
         (
