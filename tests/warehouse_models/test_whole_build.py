@@ -19,7 +19,8 @@ def _use(models: Models, customer: str, days: range, impressions: int) -> None:
     models.insert_events([
         {
             "customer_id": customer, "event_id": f"{customer}-{day}", "metric_type": "impressions",
-            "quantity": impressions, "event_time": MIDNIGHT - timedelta(days=day), "accepted_at": MIDNIGHT,
+            "quantity": impressions, "event_time": MIDNIGHT - timedelta(days=day),
+            "accepted_at": MIDNIGHT - timedelta(days=day),
             "loaded_at": MIDNIGHT, "batch_id": customer, "batch_row": day,
         }
         for day in days
