@@ -14,6 +14,8 @@ MARTS = [
     "segment_membership_daily", "segment_memberships", "churn_features", "churn_labels",
     "invoice_lines", "mrr_movements", "mrr_monthly", "revenue_by_month", "revenue_forecast",
     "cohort_retention",
+    "customer_health_daily", "customer_health_components", "growth_loop_candidates", "signup_funnel",
+    "daily_digest", "goal_progress",
 ]  # fmt: skip
 
 

@@ -3,7 +3,8 @@
         materialized='incremental',
         incremental_strategy='delete_insert',
         unique_key=['as_of_date'],
-        on_schema_change='fail',
+        on_schema_change='append_new_columns',
+        full_refresh=false,
         order_by=['as_of_date'],
         pre_hook='{{ end_leftover_statements() }}',
     )
