@@ -1,4 +1,4 @@
-"""A year of use by some hundred customers, written straight into the tables as the models leave them.
+"""Years of use by many customers, written straight into the tables as the models leave them.
 
 Belongs here: rows that look like a platform's. Does not belong here: measuring.
 
@@ -19,7 +19,12 @@ YEAR = timedelta(days=365)
 END = datetime(2026, 6, 1, tzinfo=UTC)
 _CHUNK_EVENTS = 5_000_000
 _ROWS_AT_ONCE = 10_000  # rows with one time of loading, as those of one insert
-_LATE_SECONDS = 3 * 86_400  # how long an event may have waited in a device
+# How long an event waited in a device: mostly for minutes, at most 3 days.
+WAITED = "pow(sipHash64(number, 5) / 18446744073709551616., 4) * 259200"
+# One of a hundred is late, by up to 35 days; the others by less than a minute.
+ONE_PER_CENT_LATE = (
+    "if(sipHash64(number, 5) % 100 = 0, sipHash64(number, 6) % (35 * 86400), sipHash64(number, 6) % 60)"
+)
 
 # Sizes follow the third power of a uniform number.
 _ROWS = """
@@ -35,7 +40,7 @@ select
     ) as metric_type,
     toInt64(sipHash64(number, 4) % 1000) as quantity,
     toDateTime64(
-        loaded_at - toIntervalSecond(toUInt32(pow(sipHash64(number, 5) / 18446744073709551616., 4) * {late})),
+        loaded_at - toIntervalSecond(toUInt32({late_seconds})),
         3, 'UTC'
     ) as event_time,
     loaded_at as accepted_at,
@@ -56,14 +61,29 @@ def customer_id(number: int) -> str:
     return f"cus_{number:032d}"
 
 
-def land(client: Client, start: int, count: int, first: datetime, span: timedelta) -> None:
-    """Events number `start` and following into the landing log, loaded over `span` from `first` on."""
+def land(
+    client: Client,
+    start: int,
+    count: int,
+    first: datetime,
+    span: timedelta,
+    *,
+    customers: int = CUSTOMERS,
+    late_seconds: str = WAITED,
+) -> None:
+    """Events number `start` and following into the landing log, loaded over `span` from `first` on.
+
+    Parameters
+    ----------
+    late_seconds : str
+        SQL of how long before its loading the event `number` happened.
+    """
     step = max(timedelta(microseconds=1), span * _ROWS_AT_ONCE / max(1, count))
     for chunk in range(0, count, _CHUNK_EVENTS):
         begin = first + step * (chunk // _ROWS_AT_ONCE)
         rows = _ROWS.format(
-            customers=CUSTOMERS,
-            late=_LATE_SECONDS,
+            customers=customers,
+            late_seconds=late_seconds,
             start=start + chunk,
             count=min(_CHUNK_EVENTS, count - chunk),
             at_once=_ROWS_AT_ONCE,
@@ -92,12 +112,13 @@ def count_landed(client: Client) -> None:
             insert into intermediate.int_usage_events (
                 customer_id, event_id, metric_type, quantity, event_time, accepted_at, metadata, dimension,
                 corrects_event_id, correction_reason, batch_id, batch_row, loaded_at, event_key, usage_date,
-                processed_at
+                processed_at, known_on
             )
             select
                 customer_id, event_id, metric_type, quantity, event_time, accepted_at, metadata, '',
                 corrects_event_id, correction_reason, batch_id, batch_row, loaded_at,
-                sipHash64(customer_id, event_id), toDate(event_time, 'UTC'), now64(6, 'UTC')
+                sipHash64(customer_id, event_id), toDate(event_time, 'UTC'), now64(6, 'UTC'),
+                toDate(accepted_at, 'UTC')
             from raw.usage_events
             where toYYYYMM(loaded_at) = {month}
             settings max_partitions_per_insert_block = 200

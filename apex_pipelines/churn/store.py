@@ -60,7 +60,9 @@ def read_training_frame(client: Client, as_of_date: date, *, max_rows: int = MAX
         client,
         """
         select
-            features.* except (row_basis), labels.churned as churned, labels.label_known_on as label_known_on
+            features.* except (row_basis),
+            labels.churned as churned,
+            labels.label_known_on as label_known_on
         from marts.churn_features as features
         inner join
         (

@@ -134,10 +134,13 @@ class Models:
         customer_id: str,
         started_at: datetime,
         *,
+        trial_end: datetime | None = None,
         cancelled_at: datetime | None = None,
         plan_type: str = "indie",
         base_price_cents: int = 9_900,
+        with_terms: bool = True,
     ) -> None:
+        """The customer's subscription as it is now, and unless told otherwise its terms from the start on."""
         columns: dict[str, object] = {
             "id": f"sub_{customer_id}",
             "customer_id": customer_id,
@@ -147,13 +150,15 @@ class Models:
             "currency": "usd",
             "included_impressions": 1_000_000,
             "started_at": started_at,
+            "trial_end": trial_end,
             "current_period_start": datetime(2026, 5, 15, tzinfo=UTC),
             "current_period_end": datetime(2026, 6, 15, tzinfo=UTC),
             "cancelled_at": cancelled_at,
             "snapshot_at": started_at,
         }
         self.client.insert("raw.subscriptions", [list(columns.values())], column_names=list(columns))
-        self.change_terms(customer_id, started_at, plan_type=plan_type, base_price_cents=base_price_cents)
+        if with_terms:
+            self.change_terms(customer_id, started_at, plan_type=plan_type, base_price_cents=base_price_cents)
 
     def change_terms(
         self,

@@ -17,6 +17,14 @@ from polars.testing import assert_frame_equal
 
 from apex_pipelines.platform import clickhouse
 from tests.warehouse_models.conftest import Models
+from tests.warehouse_models.usage_by_hand import (
+    Subscription,
+    change,
+    random_subscription,
+    use_by_arrival,
+    use_by_hour,
+    use_by_period,
+)
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 METRICS = ["impressions", "api_calls", "data_transfer", "mediated_revenue", "sdk_errors", "feature_used"]
@@ -42,6 +50,7 @@ class Arrivals:
             "quantity": self.random.randrange(1, 10**12),
             "event_time": loaded_at - late - timedelta(milliseconds=self.random.randrange(86_400_000)),
             "metadata": '{"feature": "bidding"}',
+            "historical": int(self.random.random() < 0.1),
         }
         if self.random.random() < 0.1:
             event |= {
@@ -71,11 +80,17 @@ class Arrivals:
         return batch
 
 
+def first_arrivals(raw: pl.DataFrame) -> pl.DataFrame:
+    """The first arrival of each pair of customer and event id."""
+    return raw.sort("loaded_at", "batch_id", "batch_row").unique(
+        ["customer_id", "event_id"], keep="first", maintain_order=True
+    )
+
+
 def counted_once(raw: pl.DataFrame) -> pl.DataFrame:
-    """Use by customer, day and metric, from the first arrival of each pair of customer and event id."""
+    """Use by customer, day and metric."""
     return (
-        raw.sort("loaded_at", "batch_id", "batch_row")
-        .unique(["customer_id", "event_id"], keep="first", maintain_order=True)
+        first_arrivals(raw)
         .group_by(
             "customer_id",
             pl.col("event_time").dt.convert_time_zone("UTC").dt.date().alias("usage_date"),
@@ -92,28 +107,79 @@ def assert_counts(models: Models, raw: pl.DataFrame) -> None:
     assert_frame_equal(actual.sort(KEY), counted_once(raw).sort(KEY), check_column_order=False)
 
 
+BY_PERIOD = """
+    select
+        customer_id, subscription_id, period_start, period_end, is_trial, is_ended, toString(metric_type),
+        quantity, included_quantity, overage_quantity, used_ratio
+    from marts.usage_by_period
+"""
+BY_HOUR = """
+    select customer_id, toDateTime64(usage_hour, 6, 'UTC'), toString(metric_type), quantity
+    from marts.usage_hourly
+"""
+BY_ARRIVAL = """
+    select customer_id, usage_date, known_on, toString(metric_type), quantity
+    from intermediate.int_usage_arrivals
+"""
+ALL_OF_USAGE = ("usage_daily", "usage_by_period", "usage_hourly", "int_usage_arrivals")
+
+
+def assert_all_of_usage(
+    models: Models, raw: pl.DataFrame, subscriptions: list[Subscription], now: datetime
+) -> None:
+    """Each mart of usage equals what is counted by hand from the first arrivals."""
+    assert_counts(models, raw)
+    events = first_arrivals(raw)
+    for query, expected in (
+        (BY_PERIOD, use_by_period(subscriptions, events, now)),
+        (BY_HOUR, use_by_hour(events, now.date(), days=8)),
+        (BY_ARRIVAL, use_by_arrival(events)),
+    ):
+        assert sorted(models.frame(query).rows(), key=str) == expected
+
+
 @pytest.mark.parametrize("seed", [7])
-def test_daily_use_equals_an_independent_count_after_each_run(models: Models, seed: int) -> None:
+def test_use_equals_an_independent_count_after_each_run(models: Models, seed: int) -> None:
+    """Days, billing periods, hours and arrivals: with trials, changes of plan, ends, and late everything."""
     arrivals = Arrivals(seed)
+    chance = arrivals.random
     loaded_at = START + timedelta(days=10)
+    subscriptions = [
+        random_subscription(chance, f"cus_{number:032x}", START - timedelta(days=80)) for number in range(12)
+    ]
     for round_ in range(3):
-        for _ in range(arrivals.random.randrange(1, 4)):
-            models.insert_events(arrivals.batch(arrivals.random.randrange(1, 1_500), loaded_at))
-            loaded_at += timedelta(minutes=arrivals.random.randrange(1, 90))
-        models.build("usage_daily")
+        for _ in range(chance.randrange(1, 4)):
+            models.insert_events(arrivals.batch(chance.randrange(1, 1_500), loaded_at))
+            loaded_at += timedelta(minutes=chance.randrange(1, 90))
+        for subscription in subscriptions:
+            if round_ and chance.random() < 0.5:
+                change(chance, subscription, loaded_at)
+            subscription.store(models)
+        models.build(*ALL_OF_USAGE, as_of=loaded_at)
         raw = pl.DataFrame(arrivals.events)
-        assert_counts(models, raw)
+        assert_all_of_usage(models, raw, subscriptions, loaded_at)
         assert raw.height > counted_once(raw)["event_count"].sum(), f"round {round_} had no repeats"
+        loaded_at += timedelta(days=3, microseconds=chance.randrange(10**9))
 
     everything = (
         "select * except (processed_at) from intermediate.int_usage_events order by customer_id, event_id"
     )
-    daily = "select * from marts.usage_daily order by customer_id, usage_date, metric_type"
+    daily = (
+        "select * except (processed_at) from marts.usage_daily order by customer_id, usage_date, metric_type"
+    )
     events_before, daily_before = models.frame(everything), models.frame(daily)
 
-    models.build_usage("--full-refresh")
+    # Nothing new but the time.
+    models.build(*ALL_OF_USAGE, as_of=loaded_at)
+    assert_all_of_usage(models, raw, subscriptions, loaded_at)
+
+    models.run(
+        "build", "--full-refresh", "--select", *(f"+{model}" for model in ALL_OF_USAGE),
+        "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious", as_of=loaded_at,
+    )  # fmt: skip
     assert_frame_equal(models.frame(everything), events_before)
     assert_frame_equal(models.frame(daily), daily_before)
+    assert_all_of_usage(models, raw, subscriptions, loaded_at)
 
 
 def test_a_late_event_reopens_its_own_day_only(models: Models) -> None:

@@ -56,48 +56,48 @@ touched_periods as (
 
 changed_periods as (
 
-    -- And those that are new or of which anything but use is no longer what is stored.
-    select subscription_id, period_start
-    from periods
-    where
-        (subscription_id, period_start) in (select subscription_id, period_start from touched_periods)
-        or sipHash64(
-            customer_id, subscription_id, period_start, period_end, is_trial, is_ended, metric_type,
-            ifNull(included, 0)
-        ) not in (
-            select
-                sipHash64(
-                    customer_id, subscription_id, period_start, period_end, is_trial, is_ended,
-                    toString(metric_type), ifNull(included_quantity, 0)
-                )
-            from {{ this }}
-        )
+    -- And those that are new or of which anything but use is no longer what is stored. As one value, which is
+    -- computed once however often it is read.
+    select arrayJoin(assumeNotNull((
+        select groupUniqArray((customer_id, subscription_id, period_start, period_end))
+        from periods
+        where
+            (subscription_id, period_start) in (select subscription_id, period_start from touched_periods)
+            or sipHash64(
+                customer_id, subscription_id, period_start, period_end, is_trial, is_ended, metric_type,
+                ifNull(included, 0)
+            ) not in (
+                select
+                    sipHash64(
+                        customer_id, subscription_id, period_start, period_end, is_trial, is_ended,
+                        toString(metric_type), ifNull(included_quantity, 0)
+                    )
+                from {{ this }}
+            )
+    ))) as period
+
+),
+{% else %}
+changed_periods as (
+
+    select (customer_id, subscription_id, period_start, period_end) as period
+    from {{ ref('int_billing_periods') }}
 
 ),
 {% endif %}
 
-computed_periods as (
-
-    select *
-    from periods
-    {% if is_incremental() %}
-    where (subscription_id, period_start) in (select subscription_id, period_start from changed_periods)
-    {% endif %}
-
-),
-
 bounds as (
 
     -- Days that lie inside as a whole: from first_day on, before last_cut_day.
-    select distinct
-        customer_id,
-        subscription_id,
-        period_start,
-        period_end,
+    select
+        period.1 as customer_id,
+        period.2 as subscription_id,
+        period.3 as period_start,
+        period.4 as period_end,
         toDate(period_start, 'UTC') as first_cut_day,
         toDate(period_end, 'UTC') as last_cut_day,
         first_cut_day + (toStartOfDay(period_start, 'UTC') != period_start) as first_day
-    from computed_periods
+    from changed_periods
 
 ),
 
@@ -189,9 +189,12 @@ select
     periods.included as included_quantity,
     if(isNull(periods.included), 0, greatest(0, usage.quantity - assumeNotNull(periods.included))) as overage_quantity,
     if(isNull(periods.included), 0, usage.quantity / assumeNotNull(periods.included)) as used_ratio
-from computed_periods as periods
+from periods
 left join usage_by_metric as usage
     on
         periods.subscription_id = usage.subscription_id
         and periods.period_start = usage.period_start
         and periods.metric_type = usage.metric_type
+{% if is_incremental() %}
+where (periods.subscription_id, periods.period_start) in (select subscription_id, period_start from bounds)
+{% endif %}
