@@ -10,7 +10,8 @@ from tests.warehouse_models.conftest import AS_OF, Models
 
 MIDNIGHT = datetime(AS_OF.year, AS_OF.month, AS_OF.day, tzinfo=UTC)
 MARTS = [
-    "usage_daily", "usage_hourly", "usage_by_period", "customers", "onboarding", "customer_health", "at_risk_customers",
+    "usage_daily", "usage_hourly", "usage_by_period", "customers", "onboarding", "customer_health",
+    "at_risk_customers",
     "segment_membership_daily", "segment_memberships", "churn_features", "churn_labels",
     "invoice_lines", "mrr_movements", "mrr_monthly", "revenue_by_month", "revenue_forecast",
     "cohort_retention",
