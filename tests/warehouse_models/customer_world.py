@@ -116,11 +116,11 @@ def _subscribe(world: World, chance: random.Random, name: str, created: datetime
         trial = start + timedelta(days=14) if chance.random() < 0.5 else None
         plan = chance.choice(["starter", "indie", "indie", "indie", "studio", "enterprise"])
         changes = [Terms(start, plan, "active")]
-        for _ in range(chance.choice([0, 0, 1, 2])):
+        for _ in range(chance.choice([0, 1, 2, 3])):
             changes.append(
                 Terms(
-                    start + timedelta(hours=chance.randrange(1, 24 * 120)),
-                    chance.choice(["indie", "studio", plan]),
+                    start + timedelta(hours=chance.randrange(1, 24 * 180)),
+                    chance.choice(["indie", "indie", "studio", plan]),
                     chance.choice(["active", "active", "past_due", "suspended"]),
                 )
             )

@@ -479,7 +479,7 @@ def goals(rows: dict[date, dict[str, Any]], known: Known) -> dict[tuple[str, int
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(seed=20260602, customers=45)
+    return make_world(seed=20260604, customers=70)
 
 
 def test_customer_marts_equal_an_independent_computation(models: Models, world: World) -> None:
