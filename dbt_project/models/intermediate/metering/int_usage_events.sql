@@ -18,7 +18,7 @@
         settings={
             'fsync_after_insert': 1,
             'fsync_part_directory': 1,
-            'index_granularity': 1024,
+            'index_granularity': 512,
             'min_compress_block_size': 4096,
             'lightweight_mutation_projection_mode': 'rebuild',
         },
