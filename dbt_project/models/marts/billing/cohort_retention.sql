@@ -4,8 +4,8 @@ with cohort_members as (
 
     select
         customer_id,
-        toStartOfMonth(movement_date) as cohort_month,
-        mrr_after_cents as starting_mrr_cents
+        currency,
+        toStartOfMonth(movement_date) as cohort_month
     from {{ ref('mrr_movements') }}
     where movement_type = 'new'
 
@@ -24,7 +24,7 @@ movements as (
         sumIf(movement.amount_cents, movement.movement_type = 'new') as new_cents
     from {{ ref('mrr_movements') }} as movement
     inner join cohort_members as members
-        on movement.customer_id = members.customer_id
+        on movement.customer_id = members.customer_id and movement.currency = members.currency
     group by cohort_month, currency, month
 
 ),

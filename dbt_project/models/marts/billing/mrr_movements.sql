@@ -1,4 +1,4 @@
-{{ config(order_by=['customer_id', 'movement_date']) }}
+{{ config(order_by=['customer_id', 'currency', 'movement_date']) }}
 
 with paying as (
 
@@ -33,9 +33,10 @@ changes as (
 
 changes_by_day as (
 
-    select customer_id, movement_date, anyLast(changes.currency) as currency, sum(change_cents) as amount_cents
+    -- By currency, since amounts of two are never added.
+    select customer_id, currency, movement_date, sum(change_cents) as amount_cents
     from changes
-    group by customer_id, movement_date
+    group by customer_id, currency, movement_date
     having amount_cents != 0
 
 ),
@@ -44,9 +45,9 @@ running as (
 
     select
         *,
-        sum(amount_cents) over (partition by customer_id order by movement_date) as mrr_after_cents,
+        sum(amount_cents) over (partition by customer_id, currency order by movement_date) as mrr_after_cents,
         mrr_after_cents - amount_cents as mrr_before_cents,
-        row_number() over (partition by customer_id order by movement_date) as number
+        row_number() over (partition by customer_id, currency order by movement_date) as number
     from changes_by_day
 
 )

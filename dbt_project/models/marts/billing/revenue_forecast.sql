@@ -1,4 +1,4 @@
-{{ config(order_by=['customer_id', 'line_type']) }}
+{{ config(order_by=['customer_id', 'line_type', 'currency']) }}
 
 {%- set month_end = "toDateTime64(addMonths(toStartOfMonth(" ~ as_of_date() ~ "), 1), 6, 'UTC')" %}
 
@@ -93,9 +93,9 @@ select
     customer_id,
     toLowCardinality(line_type) as line_type,
     toStartOfMonth({{ as_of_date() }}) as month,
-    toLowCardinality(any(parts.currency)) as currency,
+    toLowCardinality(currency) as currency,
     sum(parts.fixed_cents) as fixed_cents,
     sum(parts.added_cents) as added_cents,
     fixed_cents + added_cents as forecast_cents
 from parts
-group by customer_id, line_type
+group by customer_id, line_type, currency
