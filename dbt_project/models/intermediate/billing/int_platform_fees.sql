@@ -18,11 +18,12 @@ terms_by_month as (
         *,
         addMonths(
             toStartOfMonth(valid_from),
-            arrayJoin(range(toUInt64(1 + dateDiff(
+            -- Terms that follow a running trial may begin months from now.
+            arrayJoin(range(toUInt64(greatest(0, 1 + dateDiff(
                 'month',
                 toDate(valid_from, 'UTC'),
                 least(coalesce(toDate(valid_to, 'UTC'), {{ as_of_date() }}), {{ as_of_date() }})
-            ))))
+            )))))
         ) as month,
         least(toDateTime64(addMonths(month, 1), 6, 'UTC'), {{ as_of_instant() }}) as month_end
     from {{ ref('int_subscription_terms') }}
