@@ -16,9 +16,10 @@ risks as (
 
 current_use as (
 
-    -- What the open period's use beyond the included quantities costs so far, rounded as invoice lines are.
+    -- What the open period's use beyond the included quantities costs so far, rounded as invoice lines are. Who is
+    -- on the way out of one subscription may have begun the next.
     select
-        usage.customer_id as customer_id,
+        usage.subscription_id as subscription_id,
         usage.period_start as period_start,
         usage.period_end as period_end,
         sumIf(usage.quantity, usage.metric_type = 'impressions') as impressions,
@@ -35,7 +36,7 @@ current_use as (
             and usage.period_start = allowance.period_start
             and usage.metric_type = allowance.metric_type
     where not usage.is_ended
-    group by usage.customer_id, usage.period_start, usage.period_end
+    group by usage.subscription_id, usage.period_start, usage.period_end
 
 ),
 
@@ -137,8 +138,8 @@ select
     payments.paid_cents as lifetime_paid_cents,
     if(payments.customer_id = '', null, payments.last_status) as last_payment_status,
     if(payments.customer_id = '', null, payments.last_at) as last_payment_at,
-    if(current_use.customer_id = '', null, current_use.period_start) as current_period_start,
-    if(current_use.customer_id = '', null, current_use.period_end) as current_period_end,
+    if(current_use.subscription_id = '', null, current_use.period_start) as current_period_start,
+    if(current_use.subscription_id = '', null, current_use.period_end) as current_period_end,
     current_use.impressions as current_period_impressions,
     current_use.overage_impressions as current_period_overage_impressions,
     current_use.overage_cents as current_period_overage_cents,
@@ -178,7 +179,7 @@ left join risks
 left join newest_scores
     on usage.customer_id = newest_scores.customer_id
 left join current_use
-    on usage.customer_id = current_use.customer_id
+    on subscription.subscription_id = current_use.subscription_id
 left join plan_changes
     on subscription.subscription_id = plan_changes.subscription_id
 left join payments

@@ -2,7 +2,10 @@ with present_customers as (
 
     -- Who left is lost, not at risk; who is suspended uses less because we stopped it. Imports have no
     -- subscription and are watched by their use.
-    select usage.customer_id as customer_id, usage.* except (customer_id)
+    select
+        usage.customer_id as customer_id,
+        usage.* except (customer_id),
+        subscription.subscription_id as subscription_id
     from {{ ref('int_customer_usage') }} as usage
     left join {{ ref('int_current_subscriptions') }} as subscription
         on usage.customer_id = subscription.customer_id
@@ -39,23 +42,21 @@ where
 union all
 
 select
-    customer_id,
-    {{ as_of_date() }} as as_of_date,
+    customers.customer_id as customer_id,
+    customers.as_of_date as as_of_date,
     toLowCardinality('near_limit') as reason,
     concat(
-        toString(quantity), ' of ', toString(assumeNotNull(included_quantity)),
+        toString(period.quantity), ' of ', toString(assumeNotNull(period.included_quantity)),
         ' included impressions used in the period from ',
-        toString(toDate(period_start, 'UTC'))
+        toString(toDate(period.period_start, 'UTC'))
     ) as detail
-from {{ ref('usage_by_period') }}
+from present_customers as customers
+-- A customer who is on the way out of one subscription may have begun the next, which speaks.
+inner join {{ ref('usage_by_period') }} as period
+    on customers.subscription_id = period.subscription_id
 where
-    metric_type = 'impressions'
-    and not is_ended
-    and included_quantity is not null
-    and used_ratio >= {{ threshold('at_risk', 'near_limit_from_ratio') }}
-    and used_ratio <= {{ threshold('at_risk', 'near_limit_to_ratio') }}
-    and customer_id not in (
-        select customer_id
-        from {{ ref('int_current_subscriptions') }}
-        where status = 'suspended'
-    )
+    period.metric_type = 'impressions'
+    and not period.is_ended
+    and period.included_quantity is not null
+    and period.used_ratio >= {{ threshold('at_risk', 'near_limit_from_ratio') }}
+    and period.used_ratio <= {{ threshold('at_risk', 'near_limit_to_ratio') }}
