@@ -1,3 +1,5 @@
+-- Its plans are tested against the catalogue, which must stop what is behind this model.
+-- depends_on: {{ ref('plan_catalogue') }}
 select
     id as change_id,
     subscription_id,
