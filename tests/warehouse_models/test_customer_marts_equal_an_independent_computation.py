@@ -463,7 +463,7 @@ def goals(rows: dict[date, dict[str, Any]], known: Known) -> dict[tuple[str, int
                 "integrations": sum(rows[day]["integrations"] for day in days),
                 "paying_customers": rows[days[-1]]["paying_customers"],
                 "mrr": rows[days[-1]]["mrr_cents"].get("usd", 0),
-                "error_rate": int(errors * 10_000 / calls) / 10_000 if calls else None,
+                "error_rate": errors * 10**9 // calls / 10**9 if calls else None,
             }.get(goal["goal"])
             target = float(goal["target"])
             met = (

@@ -69,11 +69,13 @@ subscription_moves as (
             toString(status) as status,
             toString(currency) as currency,
             base_price_cents,
-            arrayJoin(arrayFilter(move -> move.1 <= {{ as_of_date() }}, [
-                (toDate(valid_from, 'UTC'), toInt64(1)),
-                (coalesce(toDate(valid_to, 'UTC'), toDate('2149-06-06')), toInt64(-1))
-            ])) as move
+            arrayJoin(arrayConcat(
+                [(toDate(valid_from, 'UTC'), toInt64(1))],
+                -- An end or the end of a trial later today has not come.
+                if(valid_to < {{ as_of_instant() }}, [(toDate(assumeNotNull(valid_to), 'UTC'), toInt64(-1))], [])
+            )) as move
         from {{ ref('int_subscription_terms') }}
+        where valid_from < {{ as_of_instant() }}
     )
     group by moved_on, status, currency
 
@@ -111,7 +113,7 @@ cancellations as (
 
     select toDate(cancelled_at, 'UTC') as cancelled_on, count() as cancellations
     from {{ ref('stg_subscriptions') }}
-    where cancelled_at is not null
+    where cancelled_at < {{ as_of_instant() }}
     group by cancelled_on
 
 ),

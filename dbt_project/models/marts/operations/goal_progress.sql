@@ -55,12 +55,12 @@ actuals as (
         goals.*,
         multiIf(
             counted.goal = '', null,
-            goals.goal = 'sign_ups', toDecimal128(counted.sign_ups, 4),
-            goals.goal = 'integrations', toDecimal128(counted.integrations, 4),
-            goals.goal = 'paying_customers', toDecimal128(counted.paying_customers, 4),
-            goals.goal = 'mrr', toDecimal128(counted.mrr_usd_cents, 4),
+            goals.goal = 'sign_ups', toDecimal128(counted.sign_ups, 9),
+            goals.goal = 'integrations', toDecimal128(counted.integrations, 9),
+            goals.goal = 'paying_customers', toDecimal128(counted.paying_customers, 9),
+            goals.goal = 'mrr', toDecimal128(counted.mrr_usd_cents, 9),
             goals.goal = 'error_rate' and counted.api_calls > 0,
-            toDecimal128(counted.sdk_errors, 4) / greatest(1, counted.api_calls),
+            toDecimal128(counted.sdk_errors, 9) / greatest(1, counted.api_calls),
             null
         ) as actual
     from goals
