@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 from polars.testing import assert_frame_equal
 
 from tests.warehouse_models.conftest import AS_OF, Models
@@ -79,3 +80,31 @@ def test_a_day_run_again_without_members_forgets_the_former(models: Models) -> N
     assert models.client.query(stays).result_rows == [("vip", AS_OF, AS_OF + timedelta(days=1))]
     after = models.frame("select * from marts.segment_membership_daily where as_of_date = '2026-06-01'")
     assert_frame_equal(after, before)
+
+
+def test_a_table_with_columns_of_an_older_project_is_built_from_nothing_and_a_log_keeps_its_rows(
+    models: Models,
+) -> None:
+    def rows(table: str) -> pl.DataFrame:
+        return models.frame(f"select * from {table} order by all").drop("processed_at", strict=False)
+
+    models.insert_customers(["cus_used"], MIDNIGHT - timedelta(days=70))
+    models.insert_subscription("cus_used", MIDNIGHT - timedelta(days=70), base_price_cents=99_900)
+    _use(models, "cus_used", range(1, 60), 40_000)
+    built = ["int_usage_arrivals", "usage_by_period", "segment_membership_daily"]
+    models.build(*built)
+    before = {name: rows(name) for name in ("intermediate.int_usage_arrivals", "marts.usage_by_period")}
+
+    for table, column in (
+        ("intermediate.int_usage_events", "known_on"),
+        ("marts.usage_by_period", "is_ended"),
+        ("marts.segment_membership_daily", "reason"),
+    ):
+        models.client.command(f"alter table {table} drop column {column} settings mutations_sync = 2")
+    models.build(*built, as_of=AS_OF + timedelta(days=1))
+    models.build(*built)
+
+    for name, expected in before.items():
+        assert_frame_equal(rows(name), expected)
+    logged = models.client.query("select distinct as_of_date from marts.segment_membership_daily order by 1")
+    assert logged.result_rows == [(AS_OF,), (AS_OF + timedelta(days=1),)]
