@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from clickhouse_connect.driver.client import Client
 
 
@@ -18,3 +20,20 @@ def test_tables_of_telemetry_and_of_stripe_state_themselves_that_inserts_are_syn
     }  # fmt: skip
     for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1"):
         assert [name for name, query in created if setting not in query] == []
+
+
+def test_an_old_event_that_came_later_than_others_may_was_brought_by_a_key_for_history(
+    warehouse: Client,
+) -> None:
+    """A row that does not say it, as all that landed before the column was there."""
+    accepted = datetime(2026, 6, 1, tzinfo=UTC)
+    names = ["customer_id", "event_id", "event_time", "accepted_at", "loaded_at"]
+    rows = [
+        ["cus_old", f"{days}", accepted - timedelta(days=days), accepted, accepted] for days in (0, 35, 36)
+    ]
+    warehouse.insert("raw.usage_events", rows, column_names=names)
+    known = warehouse.query(
+        "select event_id, historical from raw.usage_events where customer_id = 'cus_old' order by event_id"
+    ).result_rows
+    warehouse.command("alter table raw.usage_events delete where customer_id = 'cus_old'")
+    assert known == [("0", 0), ("35", 0), ("36", 1)]
