@@ -62,18 +62,20 @@ def ensure_manifest(settings: Settings) -> Path:
     return manifest
 
 
+def dbt_environment(now: datetime) -> dict[str, str]:
+    """What a dbt run of ours finds in its environment besides the connection: the instant of the run."""
+    return {"APEX_DBT_AS_OF_INSTANT": f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"}
+
+
 def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
-    """Variables that every dbt run of ours gets.
+    """Variables that every dbt run of ours gets; the same for all runs of a day, or dbt would parse in each.
 
     Parameters
     ----------
-    as_of : date or datetime
-        The instant of the run, aware; of a plain date it is the end of that day in UTC.
+    as_of : date
+        Today in UTC.
     """
     optional: dict[str, str | int] = {}
-    if isinstance(as_of, datetime):
-        utc = as_of.astimezone(UTC)
-        as_of, optional["as_of_instant"] = utc.date(), f"{utc:%Y-%m-%d %H:%M:%S.%f}"
     if settings.launch_date is not None:
         optional["launch_date"] = settings.launch_date.isoformat()
     return optional | {

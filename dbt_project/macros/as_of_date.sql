@@ -16,10 +16,12 @@
 {#
     The instant at which a run takes place, as a DateTime64(6, 'UTC'): within as_of_date, its end when nobody
     said. Billing periods begin and end at instants; all else goes by whole days.
+
+    From the environment: after a change of its variables dbt parses the whole project again.
 #}
 {% macro as_of_instant() -%}
-    {%- set value = var('as_of_instant', none) -%}
-    {%- if value is none -%}
+    {%- set value = env_var('APEX_DBT_AS_OF_INSTANT', '') if execute else '' -%}
+    {%- if value == '' -%}
         toDateTime64({{ as_of_date() }} + 1, 6, 'UTC')
     {%- else -%}
         toDateTime64('{{ value }}', 6, 'UTC')

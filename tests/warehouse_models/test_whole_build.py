@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 
+from apex_pipelines.platform.dbt import dbt_environment
 from tests.warehouse_models.conftest import AS_OF, Models
 
 MIDNIGHT = datetime(AS_OF.year, AS_OF.month, AS_OF.day, tzinfo=UTC)
@@ -80,6 +82,18 @@ def test_a_day_run_again_without_members_forgets_the_former(models: Models) -> N
     assert models.client.query(stays).result_rows == [("vip", AS_OF, AS_OF + timedelta(days=1))]
     after = models.frame("select * from marts.segment_membership_daily where as_of_date = '2026-06-01'")
     assert_frame_equal(after, before)
+
+
+def test_a_run_counts_up_to_its_instant(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.insert_subscription("cus_new", MIDNIGHT + timedelta(hours=6))
+    periods = {}
+    for hour in (5, 7):
+        for name, value in dbt_environment(MIDNIGHT + timedelta(hours=hour)).items():
+            monkeypatch.setenv(name, value)
+        models.build("int_billing_periods")
+        found = models.client.query("select customer_id from intermediate.int_billing_periods")
+        periods[hour] = found.result_rows
+    assert periods == {5: [], 7: [("cus_new",)]}
 
 
 def test_a_table_with_columns_of_an_older_project_is_built_from_nothing_and_a_log_keeps_its_rows(

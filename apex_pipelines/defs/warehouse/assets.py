@@ -1,9 +1,10 @@
 """dbt's models and seeds as assets, their tests as checks."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,12 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtC
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.defs.warehouse import stopping
 from apex_pipelines.platform.clickhouse import row_counts
-from apex_pipelines.platform.dbt import dbt_executable, dbt_variables, manifest_path
+from apex_pipelines.platform.dbt import (
+    dbt_environment,
+    dbt_executable,
+    dbt_variables,
+    manifest_path,
+)
 from apex_pipelines.settings import Settings
 
 _SETTINGS = Settings()
@@ -44,13 +50,13 @@ AFTER_MAILS = "source:raw.events+ source:raw.email_log+"
 WAREHOUSE_POOL = "warehouse"
 
 
-def dbt_arguments(settings: Settings, now: datetime) -> list[str]:
+def dbt_arguments(settings: Settings, as_of: date) -> list[str]:
     """Arguments of the one dbt command that a step makes.
 
     Unit tests check the code, not the data, so they run with the test suite and not every day. A test that
     spans several models runs in the step that builds the last of them.
     """
-    variables = json.dumps(dbt_variables(settings, now))
+    variables = json.dumps(dbt_variables(settings, as_of))
     options = ["--exclude-resource-type", "unit_test", "--indirect-selection", "buildable"]
     return ["build", *options, "--vars", variables]
 
@@ -74,8 +80,9 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         target.mkdir(parents=True, exist_ok=True)
         manifest = json.loads(manifest_path(stores.settings).read_bytes())
         broken = stopping.broken_assets(context.instance, context.run.run_id)
-        arguments = dbt_arguments(stores.settings, stores.now)
+        arguments = dbt_arguments(stores.settings, stores.as_of_date)
         arguments += stopping.without_descendants(broken, manifest, translator)
+        os.environ.update(dbt_environment(stores.now))
         events = dbt.cli(arguments, context=context, target_path=target).stream()
 
         def counted(outputs: list[dg.Output[Any]]) -> dict[str, dict[str, int]]:
@@ -119,7 +126,7 @@ def build_docs(models: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
         """Every model with its columns, tests, SQL and lineage, in one page that needs no server."""
         target = stores.settings.home_path / "dbt" / "docs"
         target.mkdir(parents=True, exist_ok=True)
-        variables = json.dumps(dbt_variables(stores.settings, stores.now))
+        variables = json.dumps(dbt_variables(stores.settings, stores.as_of_date))
         # Compiled SQL can be read where it ran; compiling all of it again would cost seconds.
         shutil.copyfile(manifest_path(stores.settings), target / "manifest.json")
         command = ["docs", "generate", "--static", "--no-compile", "--vars", variables]
