@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from apex_pipelines.stack import dagster_environment
 
 PAYMENTS = dg.AssetKey(["raw", "payments"])
 SUBSCRIPTIONS = dg.AssetKey(["staging", "stg_subscriptions"])
+CHANGES = dg.AssetKey(["staging", "stg_subscription_changes"])
 
 
 def _job() -> dg.JobDefinition:
@@ -62,7 +64,7 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         # A currency that the catalogue does not have: the suite of payments refuses it.
         payment = PaymentAttempt(customer, "in_1", 1, True, 9_900, clock.now(), currency="zzz")
         record_payments(connection, [payment])
-        # A plan that the catalogue does not have: a test of stg_subscriptions refuses it.
+        # A plan that the catalogue does not have: tests of stg_subscriptions and of their changes refuse it.
         connection.execute(
             sa.text(
                 'insert into plans select (jsonb_populate_record(plans, \'{"plan_type": "odd"}\')).* '
@@ -77,7 +79,11 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
     )
     graph = platform().resolve_asset_graph()
     chosen = targets.upstream().resolve(graph)
-    stopped = dg.AssetSelection.assets(PAYMENTS, SUBSCRIPTIONS).downstream(include_self=False).resolve(graph)
+    stopped = (
+        dg.AssetSelection.assets(PAYMENTS, SUBSCRIPTIONS, CHANGES)
+        .downstream(include_self=False)
+        .resolve(graph)
+    )
 
     with (
         dg.instance_for_test(temp_dir=str(tmp_path)) as instance,
@@ -92,11 +98,12 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         and not event.asset_check_evaluation_data.passed
     }
 
-    assert broken == {PAYMENTS, SUBSCRIPTIONS}
+    assert broken == {PAYMENTS, SUBSCRIPTIONS, CHANGES}
     assert built == chosen - stopped
     assert {dg.AssetKey(["lifecycle", "onboarding_steps"]), dg.AssetKey(["marts", "onboarding"])} <= built
     assert {dg.AssetKey(["lifecycle", "at_risk_alerts"]), dg.AssetKey(["staging", "stg_payments"])} <= stopped
     assert not run.success, "somebody must hear of it"
+    assert "APEX_DBT_AS_OF_INSTANT" not in os.environ, "the next run in this process has another instant"
 
     # What was left out is not there, and each table that is there says how many rows it has.
     tables = warehouse.query(
