@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
@@ -82,8 +83,9 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         broken = stopping.broken_assets(context.instance, context.run.run_id)
         arguments = dbt_arguments(stores.settings, stores.as_of_date)
         arguments += stopping.without_descendants(broken, manifest, translator)
-        os.environ.update(dbt_environment(stores.now))
-        events = dbt.cli(arguments, context=context, target_path=target).stream()
+        with _environment(dbt_environment(stores.now)):
+            running = dbt.cli(arguments, context=context, target_path=target)
+        events = running.stream()
 
         def counted(outputs: list[dg.Output[Any]]) -> dict[str, dict[str, int]]:
             tables = _tables(outputs, manifest)
@@ -94,6 +96,21 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         yield from stopping.held_until_checked(events, context.asset_key_for_output, counted)
 
     return models
+
+
+@contextmanager
+def _environment(added: Mapping[str, str]) -> Iterator[None]:
+    """What a process that is started inside finds beside our own environment."""
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _tables(outputs: list[dg.Output[Any]], manifest: Mapping[str, Any]) -> dict[str, str]:
