@@ -42,6 +42,10 @@ class AlreadySubscribed(BillingError):
     """The customer has an open subscription; there is at most one."""
 
 
+class OtherCurrency(BillingError):
+    """The plan is priced in another currency than the open subscription."""
+
+
 class PaymentConflict(BillingError):
     """This attempt at this invoice is recorded with another outcome."""
 
@@ -207,6 +211,8 @@ def change_plan(
     ------
     UnknownPlan, NoOpenSubscription, BillingError
         If the plan, the subscription, or a sensible term is missing.
+    OtherCurrency
+        If the plan has another currency: a period is one invoice line, and has one. Cancel and subscribe.
     """
     plans = {row.plan_type: row for row in connection.execute(sa.select(Plan.__table__))}
     plan = plans.get(plan_type)
@@ -215,13 +221,22 @@ def change_plan(
     price = plan.base_price_cents if base_price_cents is None else base_price_cents
     included = plan.included_impressions if included_impressions is None else included_impressions
     _check_terms(now, price, included)
+    held = connection.scalar(
+        sa.select(Subscription.currency).where(
+            Subscription.customer_id == customer_id, Subscription.status != SubscriptionStatus.CANCELED
+        )
+    )
+    if held is not None and held != plan.currency:
+        raise OtherCurrency(
+            f"customer {customer_id!r} pays in {held} and plan {plan_type!r} is priced in {plan.currency}; "
+            "cancel the subscription and subscribe anew"
+        )
     return _update_open(
         connection,
         customer_id,
         now,
         plan_type=plan_type,
         base_price_cents=price,
-        currency=plan.currency,
         included_impressions=included,
     )
 

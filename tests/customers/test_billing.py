@@ -16,6 +16,7 @@ from apex_pipelines.billing.store import (
     BillingError,
     NewSubscription,
     NoOpenSubscription,
+    OtherCurrency,
     PaymentAttempt,
     PaymentConflict,
     UnknownPlan,
@@ -153,6 +154,10 @@ def test_what_can_not_be_subscribed_says_why(connection: sa.Connection, customer
     with pytest.raises(BillingError, match="-5"):
         subscribe(connection, NewSubscription(customer, "indie", START, base_price_cents=-5), START)
     with pytest.raises(NoOpenSubscription, match="subscribe them first"):
+        change_plan(connection, customer, "studio", START)
+    subscribe(connection, NewSubscription(customer, "indie", START), START)
+    connection.execute(sa.text("update plans set currency = 'eur' where plan_type = 'studio'"))
+    with pytest.raises(OtherCurrency, match="pays in usd and plan 'studio' is priced in eur"):
         change_plan(connection, customer, "studio", START)
     with pytest.raises(BillingError, match="cancel"):
         set_status(connection, customer, SubscriptionStatus.CANCELED, START)
