@@ -90,6 +90,7 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
         dg.execute_job(dg.reconstructable(_job), instance, asset_selection=sorted(chosen)) as run,
     ):
         events = run.all_events
+        kept = instance.get_run_by_id(run.run_id)
     built = {event.asset_key for event in events if event.is_step_materialization}
     broken = {
         event.asset_check_evaluation_data.asset_key
@@ -103,6 +104,8 @@ def test_what_does_not_depend_on_a_broken_check_is_built_and_the_run_fails(
     assert {dg.AssetKey(["lifecycle", "onboarding_steps"]), dg.AssetKey(["marts", "onboarding"])} <= built
     assert {dg.AssetKey(["lifecycle", "at_risk_alerts"]), dg.AssetKey(["staging", "stg_payments"])} <= stopped
     assert not run.success, "somebody must hear of it"
+    assert kept is not None
+    assert kept.tags["dagster/retry_on_asset_or_op_failure"] == "false", "the same data would fail again"
     assert "APEX_DBT_AS_OF_INSTANT" not in os.environ, "the next run in this process has another instant"
 
     # What was left out is not there, and each table that is there says how many rows it has.
@@ -143,13 +146,16 @@ def test_a_model_that_failed_its_own_check_is_recorded_as_built_and_given_to_nob
         yield warned
         raise DagsterDbtCliRuntimeError("1 of 2 tests failed")
 
+    calls: list[str] = []
     told = held_until_checked(
         dbt_ends_with_an_error(),
         dg.AssetKey,
         lambda outputs: {outputs[0].output_name: {"dagster/row_count": 3}},
+        lambda: calls.append("broken"),
     )
 
     assert [next(told), next(told)] == [failed, warned]
+    assert calls == ["broken"], "a warning breaks nothing"
     recorded = next(told)
     assert isinstance(recorded, dg.AssetMaterialization)
     assert recorded.asset_key == dg.AssetKey("failed")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
+from apex_pipelines.defs.warehouse.stopping import do_not_repeat
 from apex_pipelines.quality.sources import SOURCES
 from apex_pipelines.quality.validation import BrokenRule, broken_rules
 
@@ -30,6 +31,8 @@ def suites(context: dg.AssetCheckExecutionContext, stores: Stores) -> Iterator[d
             source = CHECKED[key]
             rows = source.newest_rows(client, stores.settings.quality_rows)
             broken = broken_rules(rows, source.rules(stores.settings, stores.now), source.named_by)
+            if broken:
+                do_not_repeat(context)
             yield dg.AssetCheckResult(
                 asset_key=key,
                 check_name=SUITE,

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -93,7 +94,9 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
                 counts = row_counts(client, tables.values())
             return {name: {"dagster/row_count": counts[table]} for name, table in tables.items()}
 
-        yield from stopping.held_until_checked(events, context.asset_key_for_output, counted)
+        yield from stopping.held_until_checked(
+            events, context.asset_key_for_output, counted, partial(stopping.do_not_repeat, context)
+        )
 
     return models
 

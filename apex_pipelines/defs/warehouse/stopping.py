@@ -22,6 +22,15 @@ EXECUTOR = dg.in_process_executor.configured(
 )
 
 
+# Dagster reads it when a run has failed.
+RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+
+
+def do_not_repeat(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> None:
+    """Let this run fail for good: data that broke a check are as broken when they are read again."""
+    context.instance.add_run_tags(context.run.run_id, {RETRY_TAG: "false"})
+
+
 def broken_assets(instance: dg.DagsterInstance, run_id: str) -> set[dg.AssetKey]:
     """Assets of which a blocking check failed in this run."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
@@ -51,6 +60,7 @@ def held_until_checked(
     events: Iterable[Any],
     asset_of: Callable[[str], dg.AssetKey],
     details: Callable[[list[dg.Output[Any]]], Mapping[str, Mapping[str, Any]]],
+    when_broken: Callable[[], None],
 ) -> Iterator[Any]:
     """Events of a dbt call, in which a model that failed a check is built but given to nobody.
 
@@ -62,6 +72,8 @@ def held_until_checked(
         The asset of an output's name.
     details : callable
         From the outputs to more metadata for each, by the output's name.
+    when_broken : callable
+        Called at each check that failed.
     """
     outputs: list[dg.Output[Any]] = []
     broken: set[dg.AssetKey] = set()
@@ -73,6 +85,7 @@ def held_until_checked(
                 continue
             if isinstance(event, dg.AssetCheckResult) and is_broken(event) and event.asset_key:
                 broken.add(event.asset_key)
+                when_broken()
             yield event
     except DagsterDbtCliRuntimeError as error:
         failure = error
