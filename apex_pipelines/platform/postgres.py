@@ -56,7 +56,7 @@ def start_embedded(settings: Settings) -> str:
     The server outlives this process; `stop_embedded` ends it.
     """
     settings.home_path.mkdir(parents=True, exist_ok=True)
-    _drop_stale_pid_file(settings.postgres_dir)
+    _drop_stale_pid_files(settings.postgres_dir)
     server = _embedded_server(settings.postgres_dir)
     server.ensure_postgres_running()  # get_server caches handles; a killed server must come back
     url = embedded_url(settings)
@@ -80,26 +80,27 @@ def ensure_dagster_database(settings: Settings) -> None:
     create_databases(make_url(database_url(settings)), DAGSTER_DATABASE)
 
 
-def _drop_stale_pid_file(data_dir: Path) -> None:
-    """Remove a pid file whose process is not a server of this folder, such as one left by a power cut.
+def _drop_stale_pid_files(data_dir: Path) -> None:
+    """Remove pid files whose process is not a server of this folder, such as those left by a power cut.
 
-    The library believes such a file by the pid alone, which may belong to a stranger by now.
+    The library and the server believe such a file by the pid alone, which may belong to a stranger by now, or
+    to a killed server that nobody has buried yet. The server's socket has one of its own.
     """
-    path = data_dir / "postmaster.pid"
-    try:
-        pid = int(path.read_text().split(maxsplit=1)[0])
-        ours = str(data_dir) in " ".join(psutil.Process(pid).cmdline())
-    except FileNotFoundError:
-        return
-    except (ValueError, IndexError, psutil.Error):
-        ours = False
-    if not ours:
-        path.unlink(missing_ok=True)
+    for path in [data_dir / "postmaster.pid", *data_dir.glob(".s.PGSQL.*.lock")]:
+        try:
+            pid = int(path.read_text().split(maxsplit=1)[0])
+            ours = str(data_dir) in " ".join(psutil.Process(pid).cmdline())
+        except FileNotFoundError:
+            continue
+        except (ValueError, IndexError, psutil.Error):
+            ours = False
+        if not ours:
+            path.unlink(missing_ok=True)
 
 
 def stop_embedded(settings: Settings) -> None:
     """Stop the embedded server, letting it write a checkpoint; no error when it is not running."""
-    _drop_stale_pid_file(settings.postgres_dir)
+    _drop_stale_pid_files(settings.postgres_dir)
     if (settings.postgres_dir / "postmaster.pid").exists():
         _embedded_server(settings.postgres_dir).stop()
 

@@ -32,6 +32,7 @@ from apex_pipelines.customers.keys import issue_operator_key
 from apex_pipelines.customers.tokens import issue_token, token_secret
 from apex_pipelines.platform.table_copy import copy_table
 from apex_pipelines.settings import Settings
+from ingest_api.spool.segments import OPEN, list_segments
 from tests.conftest import wait_until_up
 from tests.ingest.books import wait_until_landed
 from tests.ingest.conftest import CREATED, NOW, STARTED, Account, Api, LoaderProcess, Reader, event
@@ -709,6 +710,8 @@ def test_the_first_accepted_wins_whichever_worker_took_it(
         assert answer.status_code == 200
         taken += "duplicate" not in answer.json()
     assert taken > len(ids), "no repeat came to another worker"
+    # First is the first accepted of those that are loaded together, so both workers must have sealed theirs.
+    until(lambda: not list_segments(settings.spool_dir, OPEN))
     new_loader()
     wait_until_landed(settings.spool_dir)
     token = issue_token(token_secret(settings), account.customer_id, datetime.now(UTC), timedelta(hours=1))

@@ -33,7 +33,7 @@ def test_each_column_lands_as_it_was_accepted(settings: Settings, warehouse: Cli
     text = 'naïve 😀 "quoted"\t\\'
     correction = accepted(
         text, metric_type="mediated_revenue", quantity=-(10**15), event_time_ms=855_878_400_000,
-        metadata='{"k":"ü"}', corrects_event_id="evt-0", correction_reason=text,
+        metadata='{"k":"ü"}', corrects_event_id="evt-0", correction_reason=text, historical=True,
     )  # fmt: skip
     batch_id = spool(settings.spool_dir, [accepted("a")], [correction])
     with loading(settings):
@@ -41,7 +41,7 @@ def test_each_column_lands_as_it_was_accepted(settings: Settings, warehouse: Cli
     stored = warehouse.query(
         "select customer_id, event_id, metric_type, quantity, toUnixTimestamp64Milli(event_time), "
         "toUnixTimestamp64Micro(accepted_at), metadata, corrects_event_id, correction_reason, "
-        "batch_id, batch_row from raw.usage_events order by batch_row"
+        "historical, batch_id, batch_row from raw.usage_events order by batch_row"
     ).result_rows
     assert [tuple(row) for row in stored] == [
         (*msgspec.structs.astuple(accepted("a")), batch_id, 0),

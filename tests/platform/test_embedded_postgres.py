@@ -22,7 +22,8 @@ def test_a_pid_file_left_by_a_power_cut_neither_blocks_the_start_nor_harms_the_s
         stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         try:
             for left in (f"{stranger.pid}\n{settings.postgres_dir}\n1\n\n\n\n1 1\nready\n", "", "1234"):
-                (settings.postgres_dir / "postmaster.pid").write_text(left)
+                for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+                    (settings.postgres_dir / name).write_text(left)
                 postgres.start_embedded(settings)
                 with postgres.create_engine(settings, poolclass=sa.NullPool).connect() as connection:
                     assert connection.scalar(sa.text("select 1")) == 1
