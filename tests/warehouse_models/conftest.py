@@ -20,7 +20,7 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from apex_pipelines.platform import clickhouse
-from apex_pipelines.platform.dbt import dbt_variables
+from apex_pipelines.platform.dbt import dbt_environment, dbt_variables
 from apex_pipelines.settings import Settings, child_environment
 from tests.conftest import free_port, stop, wait_until_up
 
@@ -43,10 +43,11 @@ class Models:
     parsed: ClassVar[bytes | None] = None  # parsing takes seconds, and is the same for any warehouse
 
     def command(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> list[str]:
-        """dbt's command line; `as_of` None leaves the variable out."""
+        """dbt's command line; `as_of` None leaves the variable out, and of an instant it is the day."""
         all_variables: dict[str, str | int] = {}
         if as_of is not None:
-            all_variables = dbt_variables(self.settings, as_of) | variables
+            day = as_of.astimezone(UTC).date() if isinstance(as_of, datetime) else as_of
+            all_variables = dbt_variables(self.settings, day) | variables
         return [
             str(Path(sys.executable).with_name("dbt")), *arguments,
             "--project-dir", str(self.settings.dbt_project_dir),
@@ -54,19 +55,25 @@ class Models:
             "--vars", json.dumps(all_variables),
         ]  # fmt: skip
 
-    def environment(self) -> dict[str, str]:
-        return os.environ | {
-            "DBT_PROFILES_DIR": str(self.settings.dbt_project_dir),
-            "APEX_DBT_HOST": self.settings.warehouse_host,
-            "APEX_DBT_PORT": str(self.settings.warehouse_port),
-            "APEX_DBT_PASSWORD": clickhouse.warehouse_password(self.settings),
-        }
+    def environment(self, as_of: date | None = AS_OF) -> dict[str, str]:
+        """dbt's environment; of a plain day its end is the run's instant."""
+        instant = dbt_environment(as_of) if isinstance(as_of, datetime) else {}
+        return (
+            os.environ
+            | instant
+            | {
+                "DBT_PROFILES_DIR": str(self.settings.dbt_project_dir),
+                "APEX_DBT_HOST": self.settings.warehouse_host,
+                "APEX_DBT_PORT": str(self.settings.warehouse_port),
+                "APEX_DBT_PASSWORD": clickhouse.warehouse_password(self.settings),
+            }
+        )
 
     def start(self, *arguments: str, as_of: date | None = AS_OF) -> subprocess.Popen[str]:
         """dbt, running; for tests that kill it."""
         return subprocess.Popen(
             self.command(*arguments, as_of=as_of),
-            env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=self.environment(as_of), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def run(self, *arguments: str, as_of: date | None = AS_OF, **variables: str | int) -> None:
@@ -76,7 +83,7 @@ class Models:
 
         command = self.command(*arguments, as_of=as_of, **variables)[1:]
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.environment().items():
+            for name, value in self.environment(as_of).items():
                 patch.setenv(name, value)
             if self.parsed is None:
                 parse = dbtRunner().invoke(self.command("parse", as_of=as_of)[1:])
