@@ -20,17 +20,12 @@ from apex_pipelines.settings import Settings
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
 
-# Events that landed before 0007 don't say whether a key for history brought them.
 _TELEMETRY = """
 select
     customer_id, event_id, metric_type, quantity, event_time, toString(JSONType(metadata)) as metadata_type,
     (quantity < 0) = (corrects_event_id != '') and (corrects_event_id = '') = (correction_reason = '')
         as is_correction_whole,
-    if(
-        historical or loaded_at < (select min(applied_at) from raw.schema_migrations where name >= '0007'),
-        null,
-        dateDiff('second', event_time, accepted_at)
-    ) as seconds_late
+    if(historical, null, dateDiff('second', event_time, accepted_at)) as seconds_late
 from raw.usage_events
 order by loaded_at desc
 limit {rows:UInt32}

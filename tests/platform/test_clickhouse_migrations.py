@@ -6,17 +6,18 @@ from datetime import UTC, datetime, timedelta
 
 from clickhouse_connect.driver.client import Client
 
+from apex_pipelines.defs.warehouse.copies import COPIES
 
-def test_tables_of_telemetry_and_of_stripe_state_themselves_that_inserts_are_synced(
-    warehouse: Client,
-) -> None:
+
+def test_raw_tables_state_themselves_that_inserts_are_synced(warehouse: Client) -> None:
     """A server of one's own has it off by default, and then a 2xx promises too much."""
     created = warehouse.query(
         "select name, create_table_query from system.tables "
-        "where database = 'raw' and match(name, '^(usage|stripe)') and engine like '%MergeTree'"
+        "where database = 'raw' and engine like '%MergeTree' and name != 'schema_migrations'"
     ).result_rows
     assert {name for name, _ in created} == {
-        "usage_events", "usage_dead_letters", "usage_dead_letter_replays", "stripe_objects"
+        "usage_events", "usage_dead_letters", "usage_dead_letter_replays", "stripe_objects", "copy_marks",
+        *(table.name for table in COPIES),
     }  # fmt: skip
     for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1"):
         assert [name for name, query in created if setting not in query] == []

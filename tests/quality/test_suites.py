@@ -114,8 +114,8 @@ def outside(engine: sa.Engine, warehouse: Client) -> Client:
     ]
     warehouse.insert("raw.usage_events", rows, column_names=names)
     # Landed before rows said whether they are of an import.
-    old = [ids[0], "e0", "impressions", 5, earliest - timedelta(days=1), NOW, "{}", "", "", 0, earliest]
-    warehouse.insert("raw.usage_events", [old], column_names=[*names, "loaded_at"])
+    old = [ids[0], "e0", "impressions", 5, earliest - timedelta(days=1), NOW, "{}", "", ""]
+    warehouse.insert("raw.usage_events", [old], column_names=names[:-1])
     objects: list[Mapping[str, object]] = [
         {"id": "ch_1", "object": "charge", "amount": 990, "currency": "usd", "livemode": False},
         {"id": "ch_2", "object": "charge", "amount": 10**11, "currency": "idr", "livemode": False},

@@ -77,8 +77,8 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         pool=WAREHOUSE_POOL,
     )
     def models(context: dg.AssetExecutionContext, dbt: DbtCliResource, stores: Stores) -> Iterator[Any]:
-        # A folder that stays, so that dbt finds what it parsed in the run before and need not parse again.
-        target = stores.settings.home_path / "dbt" / name
+        # One folder that stays, so that dbt finds what it parsed in the step before and need not parse again.
+        target = stores.settings.home_path / "dbt" / "models"
         target.mkdir(parents=True, exist_ok=True)
         manifest = json.loads(manifest_path(stores.settings).read_bytes())
         broken = stopping.broken_assets(context.instance, context.run.run_id)

@@ -23,16 +23,32 @@ with finished_events as (
     from {{ ref('int_usage_events') }}
     where processed_at <= {{ begun_watermark('int_usage_arrivals') }}
 
-){% if is_incremental() %},
+),
 
+{% if is_incremental() %}
 touched as (
 
     select distinct customer_id, usage_date, known_on, metric_type
     from finished_events
     where processed_at > {{ stored_watermark('int_usage_arrivals') }}
 
-){% endif %}
+),
+{% endif %}
 
+computed_events as (
+
+    select *
+    from finished_events
+    {% if is_incremental() %}
+    where
+        -- By the sorting key of the events, then to the row.
+        (customer_id, usage_date) in (select customer_id, usage_date from touched)
+        and (customer_id, usage_date, known_on, metric_type) in (
+            select customer_id, usage_date, known_on, metric_type from touched
+        )
+    {% endif %}
+
+)
 
 select
     customer_id,
@@ -42,13 +58,5 @@ select
     sum(event.quantity) as quantity,
     arraySort(groupUniqArrayIf(dimension, dimension != '')) as dimension_values,
     max(event.processed_at) as processed_at
-from finished_events as event
-{% if is_incremental() %}
-where
-    -- By the sorting key of the events, then to the row.
-    (customer_id, usage_date) in (select customer_id, usage_date from touched)
-    and (customer_id, usage_date, known_on, metric_type) in (
-        select customer_id, usage_date, known_on, metric_type from touched
-    )
-{% endif %}
+from computed_events as event
 group by customer_id, usage_date, known_on, metric_type
