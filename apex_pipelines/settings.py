@@ -149,6 +149,26 @@ class Settings(BaseSettings):
     event_max_late_days: int = Field(35, ge=0, le=3_650)
     event_max_early_seconds: int = Field(300, ge=0, le=86_400)
 
+    # Stripe.
+    stripe_secret_key: str | None = Field(
+        None,
+        repr=False,
+        validation_alias=AliasChoices("apex_stripe_secret_key", "stripe_secret_key"),
+        description="Key of Stripe's test mode; unset: nothing talks to Stripe.",
+    )
+    stripe_allow_live: bool = Field(
+        False, description="Whether a key of the live mode is accepted: real cards are charged with it."
+    )
+    stripe_api_base: str = Field(
+        "https://api.stripe.com", pattern=r"^https?://", description="Address of Stripe, or of a stand-in."
+    )
+    stripe_requests_per_second: float = Field(
+        20.0, gt=0, le=1_000, description="Requests that we make at most; Stripe's test mode takes 25."
+    )
+    stripe_timeout_seconds: Seconds = 30.0
+    stripe_concurrency: Positive = Field(8, description="Calls to Stripe under way at once.")
+    stripe_sandbox_port: Port = 8090
+
     # Checks of what comes from outside.
     quality_rows: Positive = Field(10_000, description="Newest rows of each source that its suite looks at.")
     quality_max_amount_cents: Positive = Field(

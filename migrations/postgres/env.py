@@ -7,6 +7,7 @@ import apex_pipelines.billing.models
 import apex_pipelines.customers.models
 import apex_pipelines.lifecycle.models
 import apex_pipelines.messaging.models
+import apex_pipelines.stripe.models
 import apex_pipelines.webhooks.models  # noqa: F401 - imported for their tables
 from apex_pipelines.platform.postgres import Base
 
