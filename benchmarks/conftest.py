@@ -1,11 +1,18 @@
-"""The same real servers as the tests have."""
+"""The same real servers as the tests have, but with the memory that an operator's has by default."""
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apex_pipelines.settings import Settings
 from tests.conftest import (  # noqa: F401 - fixtures are found by name
     _postgres,
-    _server_settings,
     _warehouse,
     clock,
     engine,
+    free_port,
     settings,
     warehouse,
 )
@@ -18,3 +25,9 @@ from tests.ingest.conftest import (  # noqa: F401
     new_warehouse,
     process_environment,
 )
+
+
+@pytest.fixture(scope="session")
+def _server_settings() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory(prefix="apex-bench-", ignore_cleanup_errors=True) as folder:
+        yield Settings(home=Path(folder), warehouse_port=free_port())

@@ -57,7 +57,8 @@ class NewSubscription:
     Attributes
     ----------
     started_at : datetime
-        Aware instant; may lie in the past (imports, simulations).
+        Aware instant; may lie in the past (imports, simulations). Kept in whole seconds, as Stripe's are: the
+        ends of its periods follow from it.
     trial : bool
         Whether it begins with the plan's trial.
     base_price_cents, included_impressions : int or None
@@ -138,7 +139,8 @@ def subscribe(connection: sa.Connection, subscription: NewSubscription, now: dat
 
 def subscription_id_for(customer_id: str, started_at: datetime) -> str:
     """`sub_` + 32 hex, the same for one customer and start, so that a repeated import finds its own."""
-    return f"sub_{uuid.uuid5(_BILLING_NAMESPACE, f'{customer_id}:{started_at.timestamp():.6f}').hex}"
+    start = _whole_seconds(started_at)
+    return f"sub_{uuid.uuid5(_BILLING_NAMESPACE, f'{customer_id}:{start.timestamp():.6f}').hex}"
 
 
 def subscribe_many(connection: sa.Connection, subscriptions: Iterable[NewSubscription], now: datetime) -> int:
@@ -165,10 +167,9 @@ def subscribe_many(connection: sa.Connection, subscriptions: Iterable[NewSubscri
         if included is None:
             included = plan.included_impressions
         _check_terms(new.started_at, price, included)
-        trial_end = (
-            new.started_at + timedelta(days=plan.trial_days) if new.trial and plan.trial_days else None
-        )
-        start, end = period_at(new.started_at, trial_end, now)
+        started_at = _whole_seconds(new.started_at)
+        trial_end = started_at + timedelta(days=plan.trial_days) if new.trial and plan.trial_days else None
+        start, end = period_at(started_at, trial_end, now)
         trialing = trial_end is not None and now < trial_end
         rows.append(
             {
@@ -179,7 +180,7 @@ def subscribe_many(connection: sa.Connection, subscriptions: Iterable[NewSubscri
                 "base_price_cents": price,
                 "currency": plan.currency,
                 "included_impressions": included,
-                "started_at": new.started_at,
+                "started_at": started_at,
                 "trial_end": trial_end,
                 "current_period_start": start,
                 "current_period_end": end,
@@ -387,6 +388,10 @@ def record_payments(connection: sa.Connection, attempts: Sequence[PaymentAttempt
 
 def _status(attempt: PaymentAttempt) -> str:
     return (PaymentStatus.SUCCEEDED if attempt.succeeded else PaymentStatus.FAILED).value
+
+
+def _whole_seconds(instant: datetime) -> datetime:
+    return instant.replace(microsecond=0)
 
 
 def _open_id(connection: sa.Connection, customer_id: str) -> str | None:

@@ -66,3 +66,25 @@ def link(
             f"{object_type} {local!r} can't be linked to {stripe_id!r}: "
             f"it is linked to {found!r}, and that one to {other!r}"
         )
+
+
+def relink(
+    connection: sa.Connection, object_type: str, local: str, stripe_id: str, now: datetime, *, livemode: bool
+) -> None:
+    """Remember that both are the same from now on, whatever ours was linked to before."""
+    row = {
+        "object": object_type,
+        "local_id": local,
+        "livemode": livemode,
+        "stripe_id": stripe_id,
+        "created_at": now,
+    }
+    connection.execute(
+        insert(StripeLink)
+        .values(row)
+        .on_conflict_do_update(
+            index_elements=["object", "local_id", "livemode"],
+            set_={"stripe_id": stripe_id, "created_at": now},
+            where=StripeLink.stripe_id != stripe_id,
+        )
+    )
