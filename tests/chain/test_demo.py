@@ -60,12 +60,17 @@ def test_every_event_sent_counts_once_and_every_mail_is_on_disk_once(undisturbed
     assert read_records(home.settings.run_dir) == []  # all that was started has been stopped
 
 
+def forget_what_was_confirmed(home: DemoHome) -> None:
+    """The simulator's notes are lost, so that all telemetry goes out once more."""
+    for state in (home.settings.home_path / "simulator").glob("*.sqlite*"):
+        state.unlink()
+
+
+@pytest.mark.slow  # the test of the kills shows the same after accidents
 def test_a_second_run_that_sends_everything_again_changes_nothing(undisturbed: Undisturbed) -> None:
     home, first = undisturbed.home, undisturbed.result
     on_disk = mails_on_disk(home.settings.outbox_dir)
-    # Its notes of what was confirmed are lost, so that all telemetry goes out once more.
-    for state in (home.settings.home_path / "simulator").glob("*.sqlite*"):
-        state.unlink()
+    forget_what_was_confirmed(home)
     second = home.finish()
     assert second["simulated"]["sent_by_this_run"] == first["simulated"]["sent"]
     assert outcome(second) == outcome(first)
@@ -74,7 +79,7 @@ def test_a_second_run_that_sends_everything_again_changes_nothing(undisturbed: U
 
 @pytest.mark.parametrize("is_long", [False, pytest.param(True, marks=pytest.mark.faults)])
 @pytest.mark.timeout(900)
-def test_each_process_killed_once_and_the_demo_run_again(
+def test_each_process_killed_once_and_everything_sent_again(
     undisturbed: Undisturbed, tmp_path: Path, is_long: bool
 ) -> None:
     home = DemoHome(tmp_path / "apex", CUSTOMERS, DAYS)
@@ -107,7 +112,9 @@ def test_each_process_killed_once_and_the_demo_run_again(
     run.process.kill()
     run.process.wait()
 
+    forget_what_was_confirmed(home)
     result = home.finish()
+    assert result["simulated"]["sent_by_this_run"] == undisturbed.result["simulated"]["sent"]
     assert outcome(result) == outcome(undisturbed.result)
     assert set(mails_on_disk(home.settings.outbox_dir).values()) == {1}
     assert sum(mails_on_disk(home.settings.outbox_dir).values()) == sum(result["mails"].values())

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -42,6 +43,8 @@ class ApexDbtTranslator(DagsterDbtTranslator):
         return str(folders[1]) if len(folders) > 1 else "warehouse"
 
 
+_PARSED = "partial_parse.msgpack"  # dbt's name
+
 # Models that read the churn scores, which Python writes from other models. They are a definition of their
 # own: left to itself, the framework would cut one definition into a dbt call for each level of the graph.
 AFTER_SCORES = "stg_churn_scores+"
@@ -63,6 +66,11 @@ def dbt_arguments(settings: Settings, as_of: date) -> list[str]:
     return ["build", *options, "--vars", variables]
 
 
+def models_folder(settings: Settings) -> Path:
+    """Where dbt works. One folder that stays, so that each step finds what the one before has parsed."""
+    return settings.home_path / "dbt" / "models"
+
+
 def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.AssetsDefinition:
     """Assets of the models in a dbt selection."""
 
@@ -77,8 +85,7 @@ def build_models(name: str, *, select: str, exclude: str | None = None) -> dg.As
         pool=WAREHOUSE_POOL,
     )
     def models(context: dg.AssetExecutionContext, dbt: DbtCliResource, stores: Stores) -> Iterator[Any]:
-        # One folder that stays, so that dbt finds what it parsed in the step before and need not parse again.
-        target = stores.settings.home_path / "dbt" / "models"
+        target = models_folder(stores.settings)
         target.mkdir(parents=True, exist_ok=True)
         manifest = json.loads(manifest_path(stores.settings).read_bytes())
         broken = stopping.broken_assets(context.instance, context.run.run_id)
@@ -147,8 +154,11 @@ def build_docs(models: list[dg.AssetsDefinition]) -> dg.AssetsDefinition:
         target = stores.settings.home_path / "dbt" / "docs"
         target.mkdir(parents=True, exist_ok=True)
         variables = json.dumps(dbt_variables(stores.settings, stores.as_of_date))
-        # Compiled SQL can be read where it ran; compiling all of it again would cost seconds.
+        # Compiled SQL can be read where it ran; compiling all of it again, or parsing, would cost seconds.
         shutil.copyfile(manifest_path(stores.settings), target / "manifest.json")
+        parsed = models_folder(stores.settings) / _PARSED
+        if parsed.exists():
+            shutil.copyfile(parsed, target / parsed.name)
         command = ["docs", "generate", "--static", "--no-compile", "--vars", variables]
         dbt.cli(command, target_path=target).wait()
         page = target / "static_index.html"
