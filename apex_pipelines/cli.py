@@ -23,6 +23,7 @@ COMMANDS = {
     "customer": ("customers:customer", "Customers: create, list, show."),
     "keys": ("customers:keys", "API keys: issue, list, rotate, revoke."),
     "email": ("messaging:email", "Mails: preview, queue, test, retry."),
+    "stripe": ("stripe:stripe", "Stripe: an offline stand-in."),
     "churn": ("churn:churn", "Churn prediction: train, score, report."),
     "ingest": ("stack:ingest", "The ingest API and its loader."),
     "warehouse": ("warehouse:warehouse", "The embedded ClickHouse: serve, query, shell."),
