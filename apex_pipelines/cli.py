@@ -23,8 +23,8 @@ COMMANDS = {
     "customer": ("customers:customer", "Customers: create, list, show."),
     "keys": ("customers:keys", "API keys: issue, list, rotate, revoke."),
     "email": ("messaging:email", "Mails: preview, queue, test, retry."),
-    "stripe": ("stripe:stripe", "Stripe: an offline stand-in."),
     "churn": ("churn:churn", "Churn prediction: train, score, report."),
+    "stripe": ("stripe:stripe", "Stripe: backfill, sweep, inbox, and an offline stand-in."),
     "ingest": ("stack:ingest", "The ingest API and its loader."),
     "warehouse": ("warehouse:warehouse", "The embedded ClickHouse: serve, query, shell."),
 }

@@ -123,7 +123,7 @@ def subscribe(connection: sa.Connection, subscription: NewSubscription, now: dat
     BillingError
         If a term can't be right.
     """
-    open_id = _open_id(connection, subscription.customer_id)
+    open_id = open_subscription_id(connection, subscription.customer_id)
     if open_id is not None:
         raise AlreadySubscribed(
             f"customer {subscription.customer_id!r} has the open subscription {open_id!r}; "
@@ -161,7 +161,7 @@ def subscribe_many(connection: sa.Connection, subscriptions: Iterable[NewSubscri
     for new in subscriptions:
         plan = plans.get(new.plan_type)
         if plan is None:
-            raise UnknownPlan(_unknown_plan(new.plan_type, plans))
+            raise UnknownPlan(unknown_plan_message(new.plan_type, plans))
         price = plan.base_price_cents if new.base_price_cents is None else new.base_price_cents
         included = new.included_impressions
         if included is None:
@@ -218,7 +218,7 @@ def change_plan(
     plans = {row.plan_type: row for row in connection.execute(sa.select(Plan.__table__))}
     plan = plans.get(plan_type)
     if plan is None:
-        raise UnknownPlan(_unknown_plan(plan_type, plans))
+        raise UnknownPlan(unknown_plan_message(plan_type, plans))
     price = plan.base_price_cents if base_price_cents is None else base_price_cents
     included = plan.included_impressions if included_impressions is None else included_impressions
     _check_terms(now, price, included)
@@ -356,7 +356,20 @@ def record_payments(connection: sa.Connection, attempts: Sequence[PaymentAttempt
     BillingError
         If a value can't be right. Nothing is written by this call then.
     """
-    rows = []
+    rows = payment_rows(attempts)
+    if rows:
+        connection.execute(insert(Payment).on_conflict_do_nothing(), rows)
+
+
+def payment_rows(attempts: Iterable[PaymentAttempt]) -> list[dict[str, object]]:
+    """Rows of `payments`; the id follows from the invoice and the number of the attempt.
+
+    Raises
+    ------
+    BillingError
+        If a value can't be right.
+    """
+    rows: list[dict[str, object]] = []
     for attempt in attempts:
         if attempt.amount_cents < 0 or attempt.attempt_number < 1:
             raise BillingError(
@@ -382,8 +395,7 @@ def record_payments(connection: sa.Connection, attempts: Sequence[PaymentAttempt
                 "occurred_at": attempt.occurred_at,
             }
         )
-    if rows:
-        connection.execute(insert(Payment).on_conflict_do_nothing(), rows)
+    return rows
 
 
 def _status(attempt: PaymentAttempt) -> str:
@@ -394,7 +406,8 @@ def _whole_seconds(instant: datetime) -> datetime:
     return instant.replace(microsecond=0)
 
 
-def _open_id(connection: sa.Connection, customer_id: str) -> str | None:
+def open_subscription_id(connection: sa.Connection, customer_id: str) -> str | None:
+    """The customer's subscription that is not canceled; None when there is none."""
     return connection.scalar(
         sa.select(Subscription.id).where(
             Subscription.customer_id == customer_id, Subscription.status != SubscriptionStatus.CANCELED
@@ -421,6 +434,7 @@ def _check_terms(started_at: datetime, price: int, included: int) -> None:
         raise BillingError(f"base_price_cents {price} and included_impressions {included} can't be negative")
 
 
-def _unknown_plan(plan_type: str, plans: Iterable[str]) -> str:
+def unknown_plan_message(plan_type: str, plans: Iterable[str]) -> str:
+    """What an `UnknownPlan` says."""
     known = ", ".join(sorted(plans)) or "none: sync_plans fills the table from the catalogue"
     return f"there is no plan {plan_type!r}; plans are {known}"

@@ -27,12 +27,21 @@ class StripeLink(Base):
     livemode: Mapped[bool] = mapped_column(sa.Boolean, primary_key=True)
     stripe_id: Mapped[str] = mapped_column(sa.Text)
     created_at: Mapped[datetime] = mapped_column(TIMESTAMP)
+    mirrored_at: Mapped[datetime | None] = mapped_column(
+        TIMESTAMP, comment="when the state that our row shows was asked for; null: never"
+    )
+    mirrored_terms: Mapped[str | None] = mapped_column(
+        sa.Text, comment="what of it may be changed on either side, as Stripe had it then"
+    )
 
     __table_args__ = (sa.UniqueConstraint("object", "stripe_id", "livemode"),)
 
 
 class StripeCursor(Base):
-    """How far one way of reading (a backfill of one type, the event list) has come."""
+    """How far one way of reading (a backfill of one type, the event list) has come.
+
+    A backfill goes from the newest object backwards and ends once; the event list is read forwards, for ever.
+    """
 
     __tablename__ = "stripe_cursors"
 
@@ -40,6 +49,10 @@ class StripeCursor(Base):
     livemode: Mapped[bool] = mapped_column(sa.Boolean, primary_key=True)
     position: Mapped[str | None] = mapped_column(
         sa.Text, comment="id of the last object read; null: none yet"
+    )
+    position_at: Mapped[datetime | None] = mapped_column(TIMESTAMP, comment="when Stripe created that object")
+    started_at: Mapped[datetime | None] = mapped_column(
+        TIMESTAMP, comment="of the backfill, or of the last look at the event list; by our clock"
     )
     finished_at: Mapped[datetime | None] = mapped_column(TIMESTAMP)
     updated_at: Mapped[datetime] = mapped_column(TIMESTAMP)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from apex_pipelines.commands.stripe.backfill import backfill
+from apex_pipelines.commands.stripe.inbox import inbox
 from apex_pipelines.commands.stripe.sandbox import sandbox
+from apex_pipelines.commands.stripe.sweep import sweep
 
 
 @click.group()
@@ -13,3 +16,6 @@ def stripe() -> None:
 
 
 stripe.add_command(sandbox)
+stripe.add_command(backfill)
+stripe.add_command(sweep)
+stripe.add_command(inbox)
