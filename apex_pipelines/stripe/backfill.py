@@ -41,6 +41,10 @@ BATCH_CHARACTERS = 8_000_000
 Progress = Callable[[str, int], None]
 
 
+def say_nothing(_object_type: str, _objects: int) -> None:
+    """Progress that nobody watches."""
+
+
 @dataclass(slots=True)
 class BackfillReport:
     """What one call did.
@@ -71,7 +75,7 @@ def backfill(
     *,
     types: Collection[str] | None = None,
     again: bool = False,
-    progress: Progress = lambda _name, _count: None,
+    progress: Progress = say_nothing,
 ) -> BackfillReport:
     """Read all objects of these types (None: of all) into the warehouse; goes on where a killed one stopped.
 

@@ -105,6 +105,17 @@ def drain_inbox(engine: sa.Engine, reader: Reader, changes: Changes) -> InboxRep
     return report
 
 
+def count_failed(engine: sa.Engine) -> int:
+    """Events of Stripe that rest as failed."""
+    count = (
+        sa.select(sa.func.count())
+        .select_from(WebhookEvent)
+        .where(WebhookEvent.provider == "stripe", WebhookEvent.outcome == WebhookOutcome.FAILED)
+    )
+    with engine.connect() as connection:
+        return connection.execute(count).scalar_one()
+
+
 @dataclass(frozen=True, slots=True)
 class WaitingEvent:
     """An event that is not taken in: `state` is pending or failed."""

@@ -138,6 +138,21 @@ def land_objects(
     return land(client, fetched, api_version=api_version, livemode=livemode)
 
 
+def count_objects(client: Client) -> dict[str, int]:
+    """Objects of each type that the table has, in both modes, without those that are deleted."""
+    rows = client.query(
+        """
+        select object, count() from (
+            select object from raw.stripe_objects final
+            group by object, id, livemode
+            having argMax(is_deleted, (fetched_at, is_deleted)) = 0
+        )
+        group by object
+        """
+    ).result_rows
+    return {name: int(count) for name, count in rows}
+
+
 def _text(given: bytes | str | Mapping[str, object]) -> str:
     if isinstance(given, Mapping):
         given = msgspec.json.encode(given)

@@ -1,7 +1,8 @@
-"""The offline Stripe for all tests of this folder."""
+"""The offline Stripe for all tests of this folder, and what is read from it."""
 
 from __future__ import annotations
 
+from tests.stripe.reading import world
 from tests.stripe.sandbox import stripe_sandbox
 
-__all__ = ["stripe_sandbox"]
+__all__ = ["stripe_sandbox", "world"]

@@ -8,6 +8,12 @@ from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.platform.table_copy import TableCopy, copy_table
 
 BILLING_PERIODS = dg.AssetKey(["billing", "billing_periods"])
+WEBHOOKS_TAKEN_IN = dg.AssetKey(["stripe", "webhooks_taken_in"])
+STRIPE_MIRRORED = (
+    dg.AssetKey(["stripe", "subscriptions"]),
+    dg.AssetKey(["stripe", "invoices"]),
+    WEBHOOKS_TAKEN_IN,
+)
 EMAILS_SENT = dg.AssetKey(["messaging", "emails_sent"])
 DRIFT = "no_column_is_missing"
 
@@ -43,7 +49,7 @@ COPIES = (
         "subscriptions",
         "billing",
         "Every subscription ever opened, with its plan, status, period and end.",
-        after=(BILLING_PERIODS,),
+        after=(BILLING_PERIODS, *STRIPE_MIRRORED),
         # Of the row; when which terms held is what subscription_changes say.
         left_out=("updated_at",),
     ),
@@ -51,9 +57,11 @@ COPIES = (
         "subscription_changes",
         "billing",
         "The terms of each subscription from an instant on, one row a change.",
-        after=(BILLING_PERIODS,),
+        after=(BILLING_PERIODS, *STRIPE_MIRRORED),
     ),
-    CopiedTable("payments", "billing", "Every attempt to collect an invoice, with its outcome."),
+    CopiedTable(
+        "payments", "billing", "Every attempt to collect an invoice, with its outcome.", after=STRIPE_MIRRORED
+    ),
     CopiedTable(
         "events",
         "messaging",
@@ -65,7 +73,14 @@ COPIES = (
     CopiedTable(
         "email_log", "messaging", "Every mail that a provider took, one row a mail.", after=(EMAILS_SENT,)
     ),
-    CopiedTable("webhook_inbox", "messaging", "Every webhook of Stripe and Resend, as it was signed."),
+    CopiedTable(
+        "webhook_inbox",
+        "messaging",
+        "Every webhook of Stripe and Resend, as it was signed.",
+        after=(WEBHOOKS_TAKEN_IN,),
+        # The queue's own: what is of use is where the webhook was taken in.
+        left_out=("attempts", "not_before", "outcome", "error_message"),
+    ),
 )
 
 
