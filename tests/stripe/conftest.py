@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.ingest.conftest import new_api, process_environment
 from tests.stripe.reading import world
 from tests.stripe.sandbox import stripe_sandbox
 
-__all__ = ["stripe_sandbox", "world"]
+__all__ = ["new_api", "process_environment", "stripe_sandbox", "world"]

@@ -16,25 +16,39 @@ import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 from stripe import StripeClient
 
-from apex_pipelines.billing.store import sync_plans
+from apex_pipelines.billing.store import NewSubscription, subscribe, sync_plans
+from apex_pipelines.customers.store import NewCustomer, create_customer
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.settings import Settings
 from apex_pipelines.stripe import backfill as reading
 from apex_pipelines.stripe.account import ReadAccount, read_account
+from apex_pipelines.stripe.accounts import push
 from apex_pipelines.stripe.backfill import BackfillReport
+from apex_pipelines.stripe.bootstrap import bootstrap
 from apex_pipelines.stripe.inbox import InboxReport, drain_inbox
 from apex_pipelines.stripe.object_types import OBJECT_TYPES
 from apex_pipelines.stripe.sweep import sweep
+from tests.conftest import PROJECT_ROOT
 from tests.stripe.sandbox import Sandbox
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
-# What `raw.stripe_objects` says of an object now.
-_NEWEST = """
-select id, argMax(if(is_deleted = 1, '', payload), (fetched_at, is_deleted)) as payload
-from raw.stripe_objects final
-where object = {object:String}
-group by id
-"""
+# The model that all others of Stripe's objects stand on, as dbt renders it.
+_NEWEST = (
+    (PROJECT_ROOT / "dbt_project/models/staging/stripe/stg_stripe_objects.sql")
+    .read_text()
+    .replace("{{ source('raw', 'stripe_objects') }}", "raw.stripe_objects")
+    .replace("{{ var('stripe_livemode') }}", "false")
+)
+
+
+@dataclass(frozen=True)
+class Subscribed:
+    """Ids of a customer and their subscription, ours and Stripe's."""
+
+    customer_id: str
+    subscription_id: str
+    stripe_customer_id: str
+    stripe_subscription_id: str
 
 
 @dataclass
@@ -69,14 +83,34 @@ class StripeWorld:
 
     def landed(self, object_type: str) -> dict[str, Mapping[str, Any] | None]:
         """Newest state of each object in the warehouse, None for a deleted one."""
-        rows = self.account.client.query(_NEWEST, parameters={"object": object_type}).result_rows
-        return {name: msgspec.json.decode(payload) if payload else None for name, payload in rows}
+        rows = self.account.client.query(
+            f"select object_id, payload, is_deleted from ({_NEWEST}) where object = {{object:String}}",
+            parameters={"object": object_type},
+        ).result_rows
+        return {name: None if gone else msgspec.json.decode(payload) for name, payload, gone in rows}
 
     def at_stripe(self, object_type: str) -> dict[str, Mapping[str, Any]]:
         """Every object of a type, as Stripe lists it now."""
         kind = OBJECT_TYPES[object_type]
         pages = self.account.reader.pages(kind.path, kind.filters)
         return {one.id: msgspec.json.decode(one.payload) for page in pages for one in page.objects}
+
+    def subscribed(self, plan_type: str = "indie", *, trial: bool = False) -> Subscribed:
+        """A customer who subscribed with us, and whom Stripe knows."""
+        now = self.clock.now()
+        with self.engine.begin() as connection:
+            bootstrap(self.stripe, connection, now, livemode=False)
+            customer_id = create_customer(connection, NewCustomer("Ada", "ada@example.com"), now)
+            ours = subscribe(connection, NewSubscription(customer_id, plan_type, now, trial=trial), now)
+        [pushed] = push(self.stripe, self.engine, now, livemode=False, customer_id=customer_id)
+        assert pushed.stripe_subscription_id is not None
+        return Subscribed(customer_id, ours, pushed.stripe_customer_id, pushed.stripe_subscription_id)
+
+    def subscription(self, ours: str) -> dict[str, Any]:
+        """Our row."""
+        with self.engine.connect() as connection:
+            query = sa.text("select * from subscriptions where id = :id")
+            return dict(connection.execute(query, {"id": ours}).mappings().one())
 
     def rows(self, query: str, **parameters: Any) -> list[Any]:
         with self.engine.connect() as connection:
