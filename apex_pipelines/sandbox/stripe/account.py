@@ -62,8 +62,9 @@ class Account:
     Operations run one after the other, each in a transaction of the store.
     """
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, webhook_secret: str) -> None:
         self.store = store
+        self.webhook_secret = webhook_secret
         self.behaviour = Behaviour()
         self.request_id: str | None = None
         self.idempotency_key: str | None = None
@@ -106,7 +107,8 @@ class Account:
     @contextlib.contextmanager
     def request(self, request_id: str, idempotency_key: str | None) -> Iterator[None]:
         """One request, in a transaction."""
-        self.request_id, self.idempotency_key, self._moment = request_id, idempotency_key, None
+        self.request_id, self.idempotency_key = request_id, idempotency_key
+        self._moment = (self.account_time(), None)
         try:
             yield
         finally:
@@ -149,6 +151,8 @@ class Account:
         event : str
             Type of the event; empty for none.
         """
+        # The caller's copy may be older than what one of its calls has changed.
+        body = self.store.get(body["object"], body["id"]) or body
         previous = {key: body.get(key) for key, value in fields.items() if body.get(key) != value}
         if not previous and hidden is None:
             return body

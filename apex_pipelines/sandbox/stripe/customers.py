@@ -58,7 +58,7 @@ def need(account: Account, customer_id: str, param: str = "customer") -> Object:
     return found
 
 
-@routes.post("/v1/customers", _FIELDS, test_clock=Text())
+@routes.post("/v1/customers", _FIELDS, payment_method=Text(), test_clock=Text())
 def create(account: Account, given: Given) -> Object:
     account.live_by(given.get("test_clock"))
     customer_id = account.new_id("cus")
@@ -92,7 +92,14 @@ def create(account: Account, given: Given) -> Object:
         "tax_exempt": "none",
         "test_clock": given.get("test_clock"),
     }
-    return account.create({**blank, **_changes(account, blank, given)})
+    card = given.pop("payment_method", None)
+    body = account.create({**blank, **_changes(account, blank, given)})
+    if card is not None:
+        # Imported here: attaching asks for the customer.
+        from apex_pipelines.sandbox.stripe import payment_methods
+
+        payment_methods.attach(account, {"customer": customer_id}, payment_method=card)
+    return body
 
 
 @routes.get("/v1/customers/{customer}")

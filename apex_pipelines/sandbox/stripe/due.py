@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apex_pipelines.sandbox.stripe import meters
+from apex_pipelines.sandbox.stripe import invoices, meters, renewals, subscriptions
 from apex_pipelines.sandbox.stripe.account import Account
 
 HANDLERS: dict[str, Callable[[Account, str], None]] = {
+    "cancel_at": renewals.cancel_at,
+    "finalize": invoices.finalize_due,
+    "incomplete_expire": renewals.expire_incomplete,
     "meter_event": meters.process,
+    "period": renewals.end_period,
+    "resume_collection": subscriptions.resume_collection,
+    "retry": invoices.retry,
+    "trial_will_end": renewals.warn_of_trial_end,
 }
 
 

@@ -6,16 +6,20 @@ sending them (`deliveries.py`).
 
 from __future__ import annotations
 
+import operator
+from datetime import datetime
+
 from apex_pipelines.sandbox.stripe.account import Account
 from apex_pipelines.sandbox.stripe.errors import Refusal, invalid, missing
 from apex_pipelines.sandbox.stripe.listing import Page, page
-from apex_pipelines.sandbox.stripe.parameters import Array, Flag, Given, Range, Text
+from apex_pipelines.sandbox.stripe.parameters import Array, Flag, Given, Group, Integer, Range, Text
 from apex_pipelines.sandbox.stripe.routes import Routes
 from apex_pipelines.sandbox.stripe.store import Object
 
 routes = Routes()
 
 KEPT_SECONDS = 30 * 86_400
+_BOUNDS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 
 @routes.list("/v1/events", created=Range(), delivery_success=Flag(), type=Text(), types=Array(Text()))
@@ -43,6 +47,45 @@ def retrieve(account: Account, given: Given, event: str) -> Object:
     if found["created"] < account.account_time() - KEPT_SECONDS:
         raise missing("event", event)
     return found
+
+
+@routes.get(
+    "/v2/core/events",
+    created=Group(gt=Text(), gte=Text(), lt=Text(), lte=Text()),
+    limit=Integer(minimum=1),
+    object_id=Text(),
+    page=Text(),
+    types=Array(Text()),
+)
+def list_thin(account: Account, given: Given) -> Object:
+    """Events of /v2, newest first; `page` is the id that the page follows."""
+    limit = given.get("limit", 20)
+    oldest = account.account_time() - KEPT_SECONDS
+    found = [
+        body
+        for body in reversed(account.store.every("v2.core.event"))
+        if _instant(body["created"]) >= oldest
+        and ("types" not in given or body["type"] in given["types"])
+        and ("object_id" not in given or (body["related_object"] or {}).get("id") == given["object_id"])
+        and all(
+            _BOUNDS[by](_instant(body["created"]), _instant(value))
+            for by, value in given.get("created", {}).items()
+        )
+    ]
+    ids = [body["id"] for body in found]
+    first = ids.index(given["page"]) + 1 if given.get("page") in ids else 0
+    shown = found[first : first + limit]
+    more = len(found) > first + limit
+    following = f"/v2/core/events?limit={limit}&page={shown[-1]['id']}" if more else None
+    return {"data": shown, "next_page_url": following, "previous_page_url": None}
+
+
+def _instant(text: str) -> float:
+    """Seconds since 1970 of an instant as /v2 writes it."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise invalid(f"Invalid timestamp: {text}", "created") from None
 
 
 @routes.get("/v2/core/events/{event}")

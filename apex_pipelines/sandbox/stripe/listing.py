@@ -5,7 +5,7 @@ Belongs here: cursors, limits, newest first. Does not belong here: which lists t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def page(
     where: Mapping[str, Any] | None = None,
     *,
     since: int | None = None,
+    conditions: Iterable[tuple[str, Any]] = (),
     newest_first: bool = True,
 ) -> Page:
     """The page of a list that was asked for.
@@ -56,6 +57,8 @@ def page(
         Fields and the values they must have; None values are not asked for.
     since : int
         Seconds since 1970; what is older is not listed.
+    conditions : iterable of (str, object)
+        As `Store.bodies`.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def page(
     for name in ("starting_after", "ending_before"):
         if name in given and account.store.get(object_type, given[name]) is None:
             raise missing(object_type, given[name], name)
-    conditions = [(_COMPARISONS[bound], value) for bound, value in given.get("created", {}).items()]
+    conditions = [*conditions, *((_COMPARISONS[by], value) for by, value in given.get("created", {}).items())]
     if since is not None:
         conditions.append(("created >=", since))
     asked = {name: value for name, value in (where or {}).items() if value is not None}

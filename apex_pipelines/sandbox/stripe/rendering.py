@@ -18,7 +18,8 @@ _FEW = 10
 
 # What the ids of each type begin with; products, coupons and test objects may have ids of one's own.
 _PREFIXES = {
-    "ch": "charge", "clock": "test_helpers.test_clock", "cus": "customer", "dp": "dispute", "evt": "event",
+    "ch": "charge", "clock": "test_helpers.test_clock", "cus": "customer", "di": "discount",
+    "dp": "dispute", "evt": "event",
     "ii": "invoiceitem", "il": "line_item", "in": "invoice", "inpay": "invoice_payment",
     "mtr": "billing.meter", "pi": "payment_intent", "pm": "payment_method", "price": "price",
     "prod": "product", "re": "refund", "si": "subscription_item", "sub": "subscription",
@@ -44,7 +45,25 @@ def _price(_: Account, body: Object) -> Object:
 
 def _item(account: Account, body: Object) -> Object:
     price = account.store.get("price", body["price"])
-    return {**body, "price": body["price"] if price is None else _price(account, price)}
+    if price is None:  # seeded without it
+        return body
+    return {**body, "plan": _plan(price), "price": _price(account, price)}
+
+
+def _plan(price: Object) -> Object:
+    """A price as the plan that it was called once."""
+    same = ("active", "billing_scheme", "created", "currency", "id", "livemode", "metadata", "nickname",
+            "product", "tiers_mode")  # fmt: skip
+    recurring = price.get("recurring") or {}
+    terms = ("interval", "interval_count", "meter", "trial_period_days", "usage_type")
+    return {
+        "object": "plan",
+        "amount": price.get("unit_amount"),
+        "amount_decimal": price.get("unit_amount_decimal"),
+        "transform_usage": price.get("transform_quantity"),
+        **{name: price.get(name) for name in same},
+        **{name: recurring.get(name) for name in terms},
+    }
 
 
 def _subscription(account: Account, body: Object) -> Object:
@@ -67,7 +86,7 @@ RENDERERS: dict[str, Callable[[Account, Object], Object]] = {
 
 def render(account: Account, body: Object) -> Object:
     """An object as Stripe shows it when nothing is asked to be expanded."""
-    renderer = RENDERERS.get(body["object"])
+    renderer = RENDERERS.get(body.get("object", ""))
     return body if renderer is None or body.get("deleted") else renderer(account, body)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from apex_pipelines.sandbox.stripe.account import Account
 from apex_pipelines.sandbox.stripe.listing import Page
@@ -17,7 +17,14 @@ from apex_pipelines.sandbox.stripe.store import Object
 
 Handler = Callable[..., Object | Page]
 _Answering = TypeVar("_Answering", bound=Handler)
-Registered = Callable[[_Answering], _Answering]
+
+
+class Registered(Protocol):
+    """A decorator that leaves a function as it is."""
+
+    def __call__(self, handler: _Answering, /) -> _Answering: ...
+
+
 _EXPAND = Array(Text())
 
 
@@ -47,20 +54,20 @@ class Routes:
     def __init__(self) -> None:
         self.all: list[Route] = []
 
-    def get(self, path: str, **parameters: Kind) -> Registered[_Answering]:
+    def get(self, path: str, **parameters: Kind) -> Registered:
         return self._register("GET", path, Group(**parameters))
 
-    def list(self, path: str, **parameters: Kind) -> Registered[_Answering]:
+    def list(self, path: str, **parameters: Kind) -> Registered:
         return self._register("GET", path, LIST.plus(**parameters))
 
-    def post(self, path: str, parameters: Group | None = None, **more: Kind) -> Registered[_Answering]:
+    def post(self, path: str, parameters: Group | None = None, **more: Kind) -> Registered:
         return self._register("POST", path, (parameters or Group()).plus(**more))
 
-    def delete(self, path: str, **parameters: Kind) -> Registered[_Answering]:
+    def delete(self, path: str, **parameters: Kind) -> Registered:
         return self._register("DELETE", path, Group(**parameters))
 
-    def _register(self, method: str, path: str, parameters: Group) -> Registered[_Answering]:
-        def register(handler: _Answering) -> _Answering:
+    def _register(self, method: str, path: str, parameters: Group) -> Registered:
+        def register(handler: _Answering, /) -> _Answering:
             self.all.append(Route(method, path, parameters, handler))
             return handler
 

@@ -23,13 +23,21 @@ from starlette.types import Receive, Scope, Send
 from apex_pipelines.sandbox.stripe import (
     catalogue,
     customers,
+    disputes,
     due,
     events,
+    invoice_items,
+    invoice_requests,
     meters,
+    payment_methods,
+    payments,
     subscriptions,
+    test_clocks,
+    webhooks,
 )
 from apex_pipelines.sandbox.stripe.account import API_VERSION, Account
 from apex_pipelines.sandbox.stripe.control import control_routes
+from apex_pipelines.sandbox.stripe.deliveries import Deliveries
 from apex_pipelines.sandbox.stripe.errors import Refusal, invalid
 from apex_pipelines.sandbox.stripe.faults import Fault, Faults, When, cut
 from apex_pipelines.sandbox.stripe.idempotency import Answer, fingerprint, recall, remember
@@ -42,9 +50,16 @@ from apex_pipelines.sandbox.stripe.store import Object
 DOMAINS = (
     catalogue.routes,
     customers.routes,
+    disputes.routes,
     events.routes,
+    invoice_items.routes,
+    invoice_requests.routes,
     meters.routes,
+    payment_methods.routes,
+    payments.routes,
     subscriptions.routes,
+    test_clocks.routes,
+    webhooks.routes,
 )
 _TICK_SECONDS = 1.0
 _FAULT_TYPES = {429: ("invalid_request_error", "rate_limit"), 500: ("api_error", None)}
@@ -64,6 +79,7 @@ class Sandbox:
     def __init__(self, account: Account, key: str) -> None:
         self.account = account
         self.faults = Faults()
+        self.deliveries = Deliveries(account)
         self._key = key
         self._directory = Directory(DOMAINS)
         self._held: set[tuple[str, str]] = set()
@@ -76,11 +92,13 @@ class Sandbox:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncIterator[None]:
-            ticking = asyncio.create_task(self._tick())
+            tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self.deliveries.run())]
             yield
-            ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await self.deliveries.close()
 
         return Starlette(
             routes=[

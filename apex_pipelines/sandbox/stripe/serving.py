@@ -43,7 +43,7 @@ def secrets_of(folder: Path) -> Secrets:
 
 def open_account(folder: Path, clock: Clock) -> Account:
     """The account that is kept in that folder."""
-    account = Account(Store(folder), clock)
+    account = Account(Store(folder), clock, secrets_of(folder).webhook_secret)
     kept = account.store.setting("behaviour")
     if kept is not None:
         account.behaviour = msgspec.convert(kept, Behaviour)

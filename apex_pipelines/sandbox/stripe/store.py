@@ -25,6 +25,7 @@ FILTERS: Mapping[str, Mapping[str, str]] = {
     "dispute": {"charge": "$.charge", "payment_intent": "$.payment_intent"},
     "event": {"type": "$.type"},
     "invoice": {
+        "collection_method": "$.collection_method",
         "customer": "$.customer",
         "status": "$.status",
         "subscription": "$.parent.subscription_details.subscription",

@@ -5,11 +5,21 @@ Belongs here: `/v1/subscriptions` and `/v1/subscription_items`. Does not belong 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
-from apex_pipelines.sandbox.stripe import catalogue, customers
+from apex_pipelines.sandbox.stripe import (
+    catalogue,
+    customers,
+    discounts,
+    invoices,
+    payment_methods,
+    prorations,
+    renewals,
+    standing,
+)
 from apex_pipelines.sandbox.stripe.account import Account
-from apex_pipelines.sandbox.stripe.errors import invalid
+from apex_pipelines.sandbox.stripe.errors import invalid, missing
 from apex_pipelines.sandbox.stripe.listing import Page, page
 from apex_pipelines.sandbox.stripe.parameters import (
     CURRENCY,
@@ -23,15 +33,18 @@ from apex_pipelines.sandbox.stripe.parameters import (
     Required,
     Text,
     TextMap,
+    Unset,
     merged_metadata,
 )
-from apex_pipelines.sandbox.stripe.periods import period_at
+from apex_pipelines.sandbox.stripe.periods import boundary, period_at
+from apex_pipelines.sandbox.stripe.rendering import render
 from apex_pipelines.sandbox.stripe.routes import Routes
 from apex_pipelines.sandbox.stripe.store import Object
 
 routes = Routes()
 
 _DAY = 86_400
+_BILLED_AFTER_TRIAL = {"end_behavior": {"missing_payment_method": "create_invoice"}}
 _PRICE_DATA = Group(
     currency=Required(CURRENCY),
     product=Required(Text()),
@@ -53,6 +66,7 @@ _TRIAL_SETTINGS = Group(
     )
 )
 _SHARED = Group(
+    cancel_at=Integer(unset=True),
     cancel_at_period_end=Flag(),
     collection_method=Text(choices=("charge_automatically", "send_invoice")),
     days_until_due=Integer(minimum=0),
@@ -65,7 +79,23 @@ _SHARED = Group(
         choices=("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
     ),
     proration_behavior=_PRORATION,
+    trial_end=Integer(words=("now",)),
     trial_settings=_TRIAL_SETTINGS,
+)
+_ANCHOR_CONFIG = Group(
+    day_of_month=Required(Integer(minimum=1)),
+    hour=Integer(minimum=0),
+    minute=Integer(minimum=0),
+    month=Integer(minimum=1),
+    second=Integer(minimum=0),
+)
+_PLAIN = (
+    "cancel_at",
+    "collection_method",
+    "days_until_due",
+    "default_payment_method",
+    "description",
+    "trial_settings",
 )
 
 
@@ -74,11 +104,10 @@ _SHARED = Group(
     _SHARED,
     backdate_start_date=Integer(),
     billing_cycle_anchor=Integer(),
-    cancel_at=Integer(),
+    billing_cycle_anchor_config=_ANCHOR_CONFIG,
     currency=CURRENCY,
     customer=Required(Text()),
     items=Required(Array(_ITEM)),
-    trial_end=Integer(words=("now",)),
     trial_period_days=Integer(minimum=0),
 )
 def create(account: Account, given: Given) -> Object:
@@ -87,36 +116,87 @@ def create(account: Account, given: Given) -> Object:
     recurring = _shared_interval(prices)
     trial_end = _trial_end(account, given)
     start = given.get("backdate_start_date", account.now)
-    anchor = given.get("billing_cycle_anchor") or trial_end or start
     if start > account.now:
         raise invalid("backdate_start_date must be in the past.", "backdate_start_date")
-    if anchor < account.now and "billing_cycle_anchor" in given:
-        raise invalid("billing_cycle_anchor must be in the future.", "billing_cycle_anchor")
+    anchor = _anchor(account, given, recurring) or trial_end or account.now
     subscription_id = account.new_id("sub")
     body: Object = {
         **_blank(account, customer),
         "id": subscription_id,
         "billing_cycle_anchor": anchor,
+        "billing_cycle_anchor_config": _kept_config(given),
+        "cancel_at": given.get("cancel_at"),
+        "cancel_at_period_end": given.get("cancel_at_period_end", False),
         "collection_method": given.get("collection_method", "charge_automatically"),
         "currency": prices[0]["currency"],
         "days_until_due": given.get("days_until_due"),
-        "default_payment_method": given.get("default_payment_method"),
+        "default_payment_method": _own_card(account, customer["id"], given),
         "description": given.get("description"),
         "metadata": merged_metadata({}, given),
         "start_date": start,
         "status": "trialing" if trial_end else "active",
         "trial_end": trial_end,
-        "trial_settings": given.get(
-            "trial_settings", {"end_behavior": {"missing_payment_method": "create_invoice"}}
-        ),
+        "trial_settings": given.get("trial_settings", _BILLED_AFTER_TRIAL),
         "trial_start": account.now if trial_end else None,
     }
-    period = (account.now, anchor) if anchor > account.now else period_at(anchor, recurring, account.now)
+    body["discounts"] = discounts.redeem(account, customer["id"], body["id"], given.get("discounts", []))
     account.create(body, quiet=True)
+    account.change(customer, "", currency=body["currency"])
+    period = _first_period(account, body, recurring)
     for item, price in zip(given["items"], prices, strict=True):
-        add_item(account, body, item, price, period)
+        _add_item(account, body, item, price, period)
+    renewals.plan_ahead(account, body)
+    body = renewals.bill_start(
+        account,
+        body,
+        given.get("payment_behavior", "allow_incomplete"),
+        given.get("proration_behavior", "create_prorations"),
+    )
     account.emit("customer.subscription.created", body)
     return body
+
+
+def _anchor(account: Account, given: Given, recurring: Object) -> int | None:
+    """The anchor that was asked for, which is to come; a day of the month becomes its next occurrence."""
+    config = given.get("billing_cycle_anchor_config")
+    if config is None:
+        anchor: int | None = given.get("billing_cycle_anchor")
+        if anchor is not None and not account.now <= anchor <= boundary(account.now, recurring, 1):
+            raise invalid(
+                "billing_cycle_anchor must be in the future and within the first natural billing period.",
+                "billing_cycle_anchor",
+            )
+        return anchor
+    if "billing_cycle_anchor" in given:
+        raise invalid("You may only specify one of billing_cycle_anchor and billing_cycle_anchor_config.")
+    if config["day_of_month"] > 31 or "month" in config or recurring["interval"] != "month":
+        raise invalid("An anchor's day of the month is played for monthly prices only.")
+    now = datetime.fromtimestamp(account.now, UTC)
+    # A month with 31 days, from which periods can be counted: the 31st comes back after a shorter month.
+    first = datetime(now.year - 1, 12, config["day_of_month"], tzinfo=UTC).replace(
+        hour=config.get("hour", now.hour),
+        minute=config.get("minute", now.minute),
+        second=config.get("second", now.second),
+    )
+    return period_at(int(first.timestamp()), recurring, account.now - 1)[1]
+
+
+def _kept_config(given: Given) -> Object | None:
+    config = given.get("billing_cycle_anchor_config")
+    return None if config is None else {name: config.get(name) for name in _ANCHOR_CONFIG.fields}
+
+
+def _first_period(account: Account, body: Object, recurring: Object) -> tuple[int, int]:
+    """A first period up to an anchor ahead began with the subscription, another one begins now."""
+    anchor = body["billing_cycle_anchor"]
+    if anchor > account.now:
+        return (account.now if body["trial_end"] else body["start_date"]), anchor
+    return period_at(anchor, recurring, account.now)
+
+
+def _own_card(account: Account, customer: str, given: Given) -> str | None:
+    card = given.get("default_payment_method")
+    return None if card is None else str(payment_methods.stored(account, card, customer)["id"])
 
 
 def _blank(account: Account, customer: Object) -> Object:
@@ -125,8 +205,8 @@ def _blank(account: Account, customer: Object) -> Object:
         "application": None,
         "application_fee_percent": None,
         "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
-        "billing_cycle_anchor_config": None,
-        "billing_mode": {"flexible": None, "type": "classic"},
+        "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible"},
+        "billing_schedules": [],
         "billing_thresholds": None,
         "cancel_at": None,
         "cancel_at_period_end": False,
@@ -197,10 +277,10 @@ def _trial_end(account: Account, given: Given) -> int | None:
     return int(end)
 
 
-def add_item(
+def _add_item(
     account: Account, subscription: Object, item: Given, price: Object, period: tuple[int, int]
 ) -> Object:
-    """Put a price into a subscription."""
+    """Put a price into a subscription; use counts from now on."""
     metered = price["recurring"]["usage_type"] == "metered"
     if metered and "quantity" in item:
         raise invalid("`quantity` can't be given for a metered price.", "items")
@@ -227,26 +307,230 @@ def retrieve(account: Account, given: Given, subscription: str) -> Object:
     return account.need("subscription", subscription)
 
 
-@routes.post("/v1/subscriptions/{subscription}", _SHARED)
+_CHANGED_ITEM = _ITEM.plus(clear_usage=Flag(), deleted=Flag(), id=Text())
+
+
+@routes.post(
+    "/v1/subscriptions/{subscription}",
+    _SHARED,
+    billing_cycle_anchor=Text(choices=("now", "unchanged")),
+    cancellation_details=Group(comment=Text(unset=True), feedback=Text(unset=True)),
+    items=Array(_CHANGED_ITEM),
+    pause_collection=Unset(
+        Group(
+            behavior=Required(Text(choices=("keep_as_draft", "mark_uncollectible", "void"))),
+            resumes_at=Integer(),
+        )
+    ),
+    proration_date=Integer(),
+)
 def update(account: Account, given: Given, subscription: str) -> Object:
+    body = _open(account, subscription)
+    before = render(account, body)
+    proration = given.get("proration_behavior", "create_prorations")
+    for number, change in enumerate(given.get("items", [])):
+        _change_item(account, body, change, proration, f"items[{number}]", given.get("proration_date"))
+    changes = catalogue.plain_changes(body, given, *_PLAIN)
+    if given.get("default_payment_method") is not None:
+        changes["default_payment_method"] = _own_card(account, body["customer"], given)
+    if "discounts" in given:
+        changes["discounts"] = discounts.redeem(account, body["customer"], subscription, given["discounts"])
+    if "cancel_at_period_end" in given:
+        changes |= _cancels_at_end(account, body, given["cancel_at_period_end"])
+    if "cancellation_details" in given:
+        changes["cancellation_details"] = {**body["cancellation_details"], **given["cancellation_details"]}
+    if "pause_collection" in given:
+        changes["pause_collection"] = _paused(account, subscription, given["pause_collection"])
+    body = account.change(body, "", **changes)
+    body = _move(account, body, given)
+    body = account.need("subscription", subscription)
+    after = render(account, body)
+    previous = {key: before[key] for key in after if before.get(key) != after[key]}
+    if previous:
+        account.emit("customer.subscription.updated", body, previous)
+    renewals.plan_ahead(account, body)
+    if proration == "always_invoice" and "items" in given and body["status"] in ("active", "past_due"):
+        renewals.bill_now(account, body)
+    return account.need("subscription", subscription)
+
+
+def _open(account: Account, subscription: str) -> Object:
+    """A subscription that has not ended, at its own time."""
     body = account.need("subscription", subscription)
     account.live_by(body["test_clock"])
-    return account.change(
-        body, "customer.subscription.updated", **catalogue.plain_changes(body, given, "cancel_at_period_end")
-    )
+    if body["status"] in standing.ENDED:
+        raise invalid(f"No such subscription: '{subscription}'", "id", "resource_missing")
+    return body
 
 
-@routes.delete("/v1/subscriptions/{subscription}")
+def _cancels_at_end(account: Account, body: Object, wanted: bool) -> Object:
+    end = renewals.items_of(account, body["id"])[0]["current_period_end"]
+    reason = "cancellation_requested" if wanted else None
+    return {
+        "cancel_at": end if wanted else None,
+        "cancel_at_period_end": wanted,
+        "canceled_at": account.now if wanted else None,
+        "cancellation_details": {**body["cancellation_details"], "reason": reason},
+    }
+
+
+def _paused(account: Account, subscription: str, given: Given | None) -> Object | None:
+    resumes_at = None if given is None else given.get("resumes_at")
+    account.schedule("resume_collection", subscription, resumes_at)
+    return None if given is None else {"behavior": given["behavior"], "resumes_at": resumes_at}
+
+
+def resume_collection(account: Account, subscription: str) -> None:
+    """The end of a pause: later drafts advance by themselves again."""
+    body = account.need("subscription", subscription)
+    if body["status"] not in standing.ENDED:
+        account.change(body, "customer.subscription.updated", pause_collection=None)
+
+
+def _move(account: Account, body: Object, given: Given) -> Object:
+    """End or prolong a trial, or let the periods begin now."""
+    trial_end = given.get("trial_end")
+    items = renewals.items_of(account, body["id"])
+    if trial_end == "now" and body["status"] == "trialing":
+        body = account.change(body, "", trial_end=account.now, billing_cycle_anchor=account.now)
+        ended = (items[0]["current_period_start"], account.now)
+        return _begin_now(account, body, items, ended, trial=True)
+    if trial_end is not None and trial_end != "now":
+        if trial_end <= account.now:
+            raise invalid("Timestamp must be an integer Unix timestamp in the future.", "trial_end")
+        for item in items:
+            account.change(item, "", current_period_end=trial_end)
+        return account.change(
+            body,
+            "",
+            billing_cycle_anchor=trial_end,
+            status="trialing",
+            trial_end=trial_end,
+            trial_start=body["trial_start"] or account.now,
+        )
+    if given.get("billing_cycle_anchor") == "now":
+        if given.get("proration_behavior", "create_prorations") != "none":
+            for item in items:
+                prorations.credit(account, body, item)
+        ended = (items[0]["current_period_start"], account.now)
+        body = account.change(body, "", billing_cycle_anchor=account.now)
+        return _begin_now(account, body, items, ended, trial=False)
+    return body
+
+
+def _begin_now(
+    account: Account, body: Object, items: list[Object], ended: tuple[int, int], *, trial: bool
+) -> Object:
+    """A new period from now on, with its invoice collected at once."""
+    following = period_at(account.now, renewals.interval_of(account, body["id"]), account.now)
+    for item in items:
+        account.change(item, "", current_period_start=following[0], current_period_end=following[1])
+    body = renewals.renew(account, body, ended, following, trial=trial)
+    draft = account.need("invoice", body["latest_invoice"])
+    if draft["status"] == "draft" and draft["auto_advance"]:
+        invoices.collect(account, invoices.finalize(account, draft))
+    return body
+
+
+def _change_item(
+    account: Account, body: Object, change: Given, proration: str, name: str, at: int | None = None
+) -> Object:
+    """Add, change or remove one item of a subscription, with what that is worth."""
+    items = renewals.items_of(account, body["id"])
+    period = (items[0]["current_period_start"], items[0]["current_period_end"])
+    pays = proration != "none" and body["status"] in ("active", "past_due")
+    if "id" not in change:
+        price = _price(account, change, name)
+        item = _add_item(account, body, change, price, period)
+        account.store.put(item, {"since": account.now})
+        if pays:
+            prorations.debit(account, body, item, at)
+        return item
+    item = account.need("subscription_item", change["id"], f"{name}[id]")
+    if item["subscription"] != body["id"]:
+        raise missing("subscription_item", change["id"], f"{name}[id]")
+    if change.get("deleted"):
+        if len(items) == 1:
+            raise invalid("A subscription must have at least one active plan.", name)
+        if pays:
+            prorations.credit(account, body, item, at)
+        stub = {"id": item["id"], "object": "subscription_item", "deleted": True}
+        account.store.put({**stub, "created": item["created"]})
+        return stub
+    return _replace_item(account, body, item, change, (proration, name), at if pays else None, pays=pays)
+
+
+def _replace_item(
+    account: Account,
+    body: Object,
+    item: Object,
+    change: Given,
+    words: tuple[str, str],
+    at: int | None,
+    *,
+    pays: bool,
+) -> Object:
+    changes: dict[str, Any] = {"metadata": merged_metadata(item["metadata"], change)}
+    price = account.need("price", item["price"])
+    if "price" in change or "price_data" in change:
+        price = _price(account, change, words[1])
+        if _interval(price["recurring"]) != _interval(renewals.interval_of(account, body["id"])):
+            raise invalid("This stand-in keeps the interval of a subscription.", words[1])
+        changes["price"] = price["id"]
+    if "quantity" in change:
+        changes["quantity"] = change["quantity"]
+    metered = price["recurring"]["usage_type"] == "metered"
+    if not metered:
+        changes.setdefault("quantity", item.get("quantity", 1))
+    if pays:
+        prorations.credit(account, body, item, at)
+    changed = account.change(item, "", **changes)
+    if changed["price"] != item["price"]:
+        account.store.put(changed, {"since": account.now})
+    if pays:
+        prorations.debit(account, body, changed, at)
+    return changed
+
+
+def _interval(recurring: Object) -> tuple[str, int]:
+    return recurring["interval"], recurring["interval_count"]
+
+
+@routes.delete(
+    "/v1/subscriptions/{subscription}",
+    cancellation_details=Group(comment=Text(unset=True), feedback=Text(unset=True)),
+    invoice_now=Flag(),
+    prorate=Flag(),
+)
 def cancel(account: Account, given: Given, subscription: str) -> Object:
+    """End now; what was used is billed only with `invoice_now`, what was paid comes back with `prorate`."""
+    body = _open(account, subscription)
+    items = renewals.items_of(account, subscription)
+    if given.get("prorate") and body["status"] in ("active", "past_due"):
+        for item in items:
+            prorations.credit(account, body, item)
+    if given.get("invoice_now"):
+        renewals.bill_end(account, body, (items[0]["current_period_start"], account.now))
+        body = account.need("subscription", subscription)
+    return standing.end(account, body, "cancellation_requested", **given.get("cancellation_details", {}))
+
+
+@routes.post(
+    "/v1/subscriptions/{subscription}/resume",
+    billing_cycle_anchor=Text(choices=("now", "unchanged")),
+    proration_behavior=_PRORATION,
+)
+def resume(account: Account, given: Given, subscription: str) -> Object:
+    """Go on with a subscription whose trial ended without a card."""
+    body = _open(account, subscription)
+    if body["status"] != "paused":
+        raise invalid("Only paused subscriptions can be resumed.")
+    body = account.change(body, "", status="active", billing_cycle_anchor=account.now)
+    items = renewals.items_of(account, subscription)
+    _begin_now(account, body, items, (account.now, account.now), trial=False)
     body = account.need("subscription", subscription)
-    account.live_by(body["test_clock"])
-    return account.change(
-        body,
-        "customer.subscription.deleted",
-        status="canceled",
-        canceled_at=account.now,
-        ended_at=account.now,
-    )
+    account.emit("customer.subscription.resumed", body)
+    return body
 
 
 @routes.list(
@@ -293,8 +577,56 @@ def retrieve_item(account: Account, given: Given, item: str) -> Object:
     return account.need("subscription_item", item)
 
 
+@routes.post(
+    "/v1/subscription_items",
+    _ITEM,
+    payment_behavior=Text(),
+    proration_behavior=_PRORATION,
+    proration_date=Integer(),
+    subscription=Required(Text()),
+)
+def create_item(account: Account, given: Given) -> Object:
+    return _item_request(account, given["subscription"], given)
+
+
+@routes.post(
+    "/v1/subscription_items/{item}",
+    _ITEM,
+    off_session=Flag(),
+    payment_behavior=Text(),
+    proration_behavior=_PRORATION,
+    proration_date=Integer(),
+)
+def update_item(account: Account, given: Given, item: str) -> Object:
+    found = account.need("subscription_item", item)
+    return _item_request(account, found["subscription"], {**given, "id": item})
+
+
+@routes.delete(
+    "/v1/subscription_items/{item}",
+    clear_usage=Flag(),
+    proration_behavior=_PRORATION,
+    proration_date=Integer(),
+)
+def delete_item(account: Account, given: Given, item: str) -> Object:
+    found = account.need("subscription_item", item)
+    return _item_request(account, found["subscription"], {**given, "id": item, "deleted": True})
+
+
+def _item_request(account: Account, subscription: str, given: Given) -> Object:
+    """One item, as an update of its subscription."""
+    shared = ("proration_behavior", "proration_date")
+    known = {item["id"] for item in renewals.items_of(account, subscription)}
+    change = {key: value for key, value in given.items() if key in _CHANGED_ITEM.fields}
+    more = {key: given[key] for key in shared if key in given}
+    update(account, {"items": [change], **more}, subscription)
+    if "id" in given:
+        return account.need("subscription_item", given["id"], deleted=True)
+    return next(item for item in renewals.items_of(account, subscription) if item["id"] not in known)
+
+
 def cancel_all(account: Account, customer: str) -> None:
     """Cancel what a customer that is deleted had."""
     for body in account.store.every("subscription", customer=customer):
-        if body["status"] not in ("canceled", "incomplete_expired"):
-            cancel(account, {}, body["id"])
+        if body["status"] not in standing.ENDED:
+            standing.end(account, body, "cancellation_requested")
