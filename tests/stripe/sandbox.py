@@ -87,6 +87,10 @@ class Sandbox:
         """Fix the account's time or move it forward, and do what becomes due; None: the machine's time."""
         self.control("POST", "clock", {"now": None if now is None else int(now.timestamp())})
 
+    def reset(self) -> None:
+        """Forget everything that was asked of it."""
+        self.control("DELETE", "state")
+
     def fault(self, path: str = "/v[12]/", **fault: Any) -> None:
         """Plan a failure; see `apex_pipelines.sandbox.stripe.faults.Fault`."""
         self.control("POST", "faults", {"path": path, **fault})
@@ -113,6 +117,31 @@ class Sandbox:
         found: list[dict[str, Any]] = self.control("GET", "meter_events")
         return found
 
+    def hold_webhooks(self, held: bool = True) -> None:
+        """Keep webhooks back, or let them go."""
+        self.control("POST", "webhooks", {"held": held})
+
+    def deliveries(self) -> list[dict[str, Any]]:
+        """Every webhook that was to be sent, oldest first, with its state and its attempts."""
+        found: list[dict[str, Any]] = self.control("GET", "webhooks")["deliveries"]
+        return found
+
+    def deliver(self, events: list[str] | None = None, **how: Any) -> list[int]:
+        """Send events now, all from the oldest on when None; the statuses that were answered.
+
+        `how` is of `reverse`, `times`, `signature` (`wrong`) and `age_seconds`.
+        """
+        statuses: list[int] = self.control("POST", "deliver", {"events": events, **how})
+        return statuses
+
+    def forget_webhooks(self, events: list[str] | None = None) -> None:
+        """Never deliver these, or all that wait."""
+        self.control("POST", "forget", {"events": events})
+
+    def spoil_card(self, payment_method: str, decline_code: str | None) -> None:
+        """Let a stored card be declined with this code from now on; None: it is good again."""
+        self.control("POST", "payment_methods", {"id": payment_method, "decline_code": decline_code})
+
     def seed(self, objects: Iterable[Mapping[str, Any]]) -> int:
         """Keep objects as they are, without events; returns how many."""
         lines = "\n".join(json.dumps(body) for body in objects)
@@ -132,12 +161,23 @@ def running_sandbox(folder: Path, settings: Settings) -> Iterator[Sandbox]:
         sandbox.stop()
 
 
-@pytest.fixture
-def stripe_sandbox(settings: Settings, tmp_path: Path) -> Iterator[Sandbox]:
-    """An empty offline Stripe of this test, at the machine's time; `settings` points at it."""
-    with running_sandbox(tmp_path / "stripe-sandbox", settings) as sandbox:
-        settings.stripe_api_base = sandbox.url
-        settings.stripe_secret_key = sandbox.key
-        settings.stripe_webhook_secret = sandbox.webhook_secret
-        settings.stripe_requests_per_second = 1_000
+@pytest.fixture(scope="session")
+def running_stripe_sandbox(
+    _server_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sandbox]:
+    with running_sandbox(tmp_path_factory.mktemp("stripe-sandbox"), _server_settings) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def stripe_sandbox(settings: Settings, running_stripe_sandbox: Sandbox) -> Sandbox:
+    """An empty offline Stripe at the machine's time, which a test may kill; `settings` points at it."""
+    sandbox = running_stripe_sandbox
+    if sandbox.process is None or sandbox.process.poll() is not None:
+        sandbox.start()
+    sandbox.reset()
+    settings.stripe_api_base = sandbox.url
+    settings.stripe_secret_key = sandbox.key
+    settings.stripe_webhook_secret = sandbox.webhook_secret
+    settings.stripe_requests_per_second = 1_000
+    return sandbox

@@ -385,3 +385,55 @@ def test_customers_on_a_test_clock_live_by_it_and_nobody_else(shop: Shop) -> Non
     assert len(shop.invoices(ours)) == 1
     with pytest.raises(stripe.InvalidRequestError, match="only forward"):
         shop.client.v1.test_helpers.test_clocks.advance(clock.id, {"frozen_time": seconds(beginning)})
+
+
+def test_a_canceled_customer_is_not_charged_again_by_itself(shop: Shop) -> None:
+    customer = shop.customer("pm_card_chargeCustomerFail")
+    subscription = shop.subscribe(customer, trial_period_days=1)
+    shop.sandbox.clock(START + timedelta(days=1) + HOUR)
+    shop.client.v1.subscriptions.cancel(subscription.id)
+    shop.give_card(customer, "pm_card_visa")
+    shop.sandbox.clock(START + timedelta(days=30))
+    left = shop.invoices(customer)[-1]
+    assert (left.status, left.auto_advance, left.next_payment_attempt) == ("open", False, None)
+    assert shop.client.v1.invoices.pay(left.id).status == "paid"
+
+
+def test_a_deleted_customer_takes_their_subscriptions_along(shop: Shop) -> None:
+    customer = shop.customer()
+    subscription = shop.subscribe(customer)
+    shop.client.v1.customers.delete(customer)
+    assert shop.subscription(subscription.id).status == "canceled"
+    assert customer not in [found.id for found in shop.client.v1.customers.list().data]
+    names = [name for name, _ in shop.events("customer.subscription.deleted", "customer.deleted")]
+    assert names == ["customer.subscription.deleted", "customer.deleted"]
+
+
+def test_drafts_of_a_paused_collection_wait(shop: Shop) -> None:
+    customer = shop.customer()
+    subscription = shop.subscribe(customer)
+    pause: Any = {"pause_collection": {"behavior": "keep_as_draft"}}
+    shop.client.v1.subscriptions.update(subscription.id, pause)
+    shop.sandbox.clock(datetime(2026, 3, 1, tzinfo=UTC))
+    assert [invoice.status for invoice in shop.invoices(customer)] == ["paid", "draft"]
+    resume: Any = {"pause_collection": ""}
+    shop.client.v1.subscriptions.update(subscription.id, resume)
+    shop.sandbox.clock(datetime(2026, 4, 1, tzinfo=UTC))
+    assert [invoice.status for invoice in shop.invoices(customer)] == ["paid", "draft", "paid"]
+
+
+def test_a_card_that_goes_bad_fails_at_the_next_renewal(shop: Shop) -> None:
+    customer = shop.client.v1.customers.create().id
+    card = shop.give_card(customer, "pm_card_visa")
+    subscription = shop.subscribe(customer)
+    shop.sandbox.spoil_card(card, "insufficient_funds")
+    shop.sandbox.clock(datetime(2026, 2, 28, 13, tzinfo=UTC))
+    assert shop.subscription(subscription.id).status == "past_due"
+    shop.sandbox.spoil_card(card, None)
+    shop.sandbox.clock(datetime(2026, 3, 3, 13, tzinfo=UTC))
+    assert shop.subscription(subscription.id).status == "active"
+
+
+def test_time_moves_only_forward(shop: Shop) -> None:
+    with pytest.raises(AssertionError, match="only forward"):
+        shop.sandbox.clock(START - HOUR)

@@ -47,6 +47,7 @@ def control_routes(sandbox: Sandbox) -> list[Route]:
         Route("/_sandbox/deliver", _answering(controls.deliver), methods=["POST"]),
         Route("/_sandbox/forget", _answering(controls.forget), methods=["POST"]),
         Route("/_sandbox/meter_events", _answering(controls.meter_events), methods=["GET"]),
+        Route("/_sandbox/state", _answering(controls.state), methods=["DELETE"]),
         Route("/_sandbox/seed", _answering(controls.seed), methods=["POST"]),
     ]
 
@@ -231,6 +232,15 @@ class _Controls:
             "order by seq"
         )
         return [dict(row) for row in rows]
+
+    async def state(self, _: Request) -> Any:
+        """Be as new: no objects, the machine's time, nothing planned; the key and the secret stay."""
+        with self._store.transaction():
+            self._store.clear()
+        self._account.behaviour = Behaviour()
+        self._sandbox.faults.plans.clear()
+        self._sandbox.deliveries.hold(False)
+        return {}
 
     async def seed(self, request: Request) -> Any:
         """Keep objects as they are given, one JSON object a line, without events."""

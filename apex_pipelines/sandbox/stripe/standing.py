@@ -55,7 +55,10 @@ def after_last_failure(account: Account, invoice: Object) -> None:
 
 
 def end(account: Account, subscription: Object, reason: str, **details: Any) -> Object:
-    """End a subscription now; nothing of it is due any more."""
+    """End a subscription now; what was not paid by then is no longer collected, unless somebody asks."""
+    for invoice in account.store.every("invoice", subscription=subscription["id"], status="open"):
+        account.schedule("retry", invoice["id"], None)
+        account.change(invoice, auto_advance=False, next_payment_attempt=None)
     for kind in ("period", "incomplete_expire", "trial_will_end", "cancel_at"):
         account.schedule(kind, subscription["id"], None)
     return account.change(

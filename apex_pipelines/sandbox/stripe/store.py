@@ -141,6 +141,11 @@ class Store:
     def close(self) -> None:
         self.connection.close()
 
+    def clear(self) -> None:
+        """Forget everything."""
+        for table in ("objects", "meter_events", "due", "idempotency", "handled", "deliveries", "settings"):
+            self.connection.execute(f"delete from {table}")  # noqa: S608
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All of it or nothing."""
