@@ -142,3 +142,10 @@
     insert into {{ model_watermarks() }} (model, state, watermark, recorded_at)
     select '{{ model }}', 'stored', {{ begun_watermark(model) }}, {{ recording_time() }}
 {%- endmacro %}
+
+{# When the run of `model` that is under way began: later than the same of any run before. #}
+{% macro began_reading_at(model) -%}
+    assumeNotNull((
+        select max(recorded_at) from {{ model_watermarks() }} where model = '{{ model }}' and state = 'begun'
+    ))
+{%- endmacro %}

@@ -119,6 +119,36 @@ def use_by_period(
     return sorted(rows, key=str)
 
 
+def use_by_slot(
+    subscriptions: list[Subscription], events: pl.DataFrame, now: datetime
+) -> list[tuple[object, ...]]:
+    """Customer, subscription, period, metric, first second, end and quantity of slots with use, sorted."""
+    used: dict[tuple[object, ...], int] = {}
+    for subscription in subscriptions:
+        periods = [
+            (start, end)
+            for start, end, metric in {
+                (row[2], row[3], row[6]) for row in use_by_period([subscription], events.clear(), now)
+            }
+            if metric == "impressions"
+        ]
+        mine = events.filter(
+            pl.col("customer_id") == subscription.customer_id,
+            pl.col("metric_type").is_in(["impressions", "api_calls", "data_transfer", "mediated_revenue"]),
+        )
+        for at, metric, quantity in mine.select("event_time", "metric_type", "quantity").rows():
+            for start, end in periods:
+                if start <= at < end:
+                    midnight = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+                    first = max(start, midnight)
+                    if first.microsecond:
+                        first = first.replace(microsecond=0) + timedelta(seconds=1)
+                    slot = (subscription.customer_id, subscription.id, start, metric, first)
+                    slot_end = min(end, midnight + timedelta(days=1))
+                    used[*slot, slot_end] = used.get((*slot, slot_end), 0) + quantity
+    return sorted(((*slot, quantity) for slot, quantity in used.items() if quantity), key=str)
+
+
 def use_by_hour(events: pl.DataFrame, as_of: date, days: int) -> list[tuple[object, ...]]:
     """Rows of usage_hourly, sorted."""
     first = datetime.combine(as_of - timedelta(days=days - 1), time(), UTC)
