@@ -24,7 +24,7 @@ COMMANDS = {
     "keys": ("customers:keys", "API keys: issue, list, rotate, revoke."),
     "email": ("messaging:email", "Mails: preview, queue, test, retry."),
     "churn": ("churn:churn", "Churn prediction: train, score, report."),
-    "stripe": ("stripe:stripe", "Stripe: backfill, sweep, inbox, and an offline stand-in."),
+    "stripe": ("stripe:stripe", "Stripe: backfill, sweep, inbox, sync, reconcile, an offline stand-in."),
     "ingest": ("stack:ingest", "The ingest API and its loader."),
     "warehouse": ("warehouse:warehouse", "The embedded ClickHouse: serve, query, shell."),
 }

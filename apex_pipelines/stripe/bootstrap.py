@@ -22,6 +22,7 @@ from stripe import InvalidRequestError, StripeClient
 from apex_pipelines.platform import catalogue
 from apex_pipelines.stripe.links import relink
 
+METER = "billing.meter"
 METADATA_KEY = "apex"
 METER_CUSTOMER_KEY = "stripe_customer_id"
 METER_VALUE_KEY = "value"
@@ -174,7 +175,7 @@ def _price(
 def _meter(client: StripeClient, metric: catalogue.Metric, held: dict[str, str]) -> Bootstrapped:
     local, event = meter_name(metric.metric_type), event_name(metric.metric_type)
     if event in held:
-        return Bootstrapped("billing.meter", local, held[event], "found")
+        return Bootstrapped(METER, local, held[event], "found")
     created = client.v1.billing.meters.create(
         {
             "display_name": metric.description,
@@ -185,4 +186,4 @@ def _meter(client: StripeClient, metric: catalogue.Metric, held: dict[str, str])
         },
         {"idempotency_key": f"bootstrap:{local}"},
     )
-    return Bootstrapped("billing.meter", local, created.id, "created")
+    return Bootstrapped(METER, local, created.id, "created")

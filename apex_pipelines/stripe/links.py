@@ -6,6 +6,7 @@ Belongs here: rows of `stripe_links`. Does not belong here: creating anything at
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -28,6 +29,22 @@ def stripe_ids(
     if local_ids is not None:
         query = query.where(StripeLink.local_id.in_(local_ids))
     return {row.local_id: row.stripe_id for row in connection.execute(query)}
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerLink:
+    """A customer's object at Stripe, and since when we know of it."""
+
+    stripe_id: str
+    linked_at: datetime
+
+
+def customer_links(connection: sa.Connection, *, livemode: bool) -> dict[str, CustomerLink]:
+    """By our customer."""
+    query = sa.select(StripeLink.local_id, StripeLink.stripe_id, StripeLink.created_at).where(
+        StripeLink.object == "customer", StripeLink.livemode == livemode
+    )
+    return {row.local_id: CustomerLink(row.stripe_id, row.created_at) for row in connection.execute(query)}
 
 
 def local_id(connection: sa.Connection, object_type: str, stripe_id: str, *, livemode: bool) -> str | None:

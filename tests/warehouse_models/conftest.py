@@ -220,7 +220,8 @@ def models(_models_server: Models) -> Models:
     client = _models_server.client
     _models_server.drop_all()
     for table in ("usage_events", "customers", "subscriptions", "subscription_changes", "payments", "events",
-                  "email_log", "webhook_inbox"):  # fmt: skip
+                  "email_log", "webhook_inbox", "stripe_objects", "stripe_meter_ledger",
+                  "stripe_meter_summaries"):  # fmt: skip
         client.command(f"truncate table raw.{table}")
     client.command("truncate table ml.churn_scores")
     return _models_server

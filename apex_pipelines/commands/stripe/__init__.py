@@ -6,8 +6,10 @@ import click
 
 from apex_pipelines.commands.stripe.backfill import backfill
 from apex_pipelines.commands.stripe.inbox import inbox
+from apex_pipelines.commands.stripe.reconcile import reconcile
 from apex_pipelines.commands.stripe.sandbox import sandbox
 from apex_pipelines.commands.stripe.sweep import sweep
+from apex_pipelines.commands.stripe.sync import sync
 
 
 @click.group()
@@ -19,3 +21,5 @@ stripe.add_command(sandbox)
 stripe.add_command(backfill)
 stripe.add_command(sweep)
 stripe.add_command(inbox)
+stripe.add_command(sync)
+stripe.add_command(reconcile)

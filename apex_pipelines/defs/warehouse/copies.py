@@ -15,6 +15,7 @@ STRIPE_MIRRORED = (
     WEBHOOKS_TAKEN_IN,
 )
 EMAILS_SENT = dg.AssetKey(["messaging", "emails_sent"])
+METER_SUMMARIES = dg.AssetKey(["raw", "stripe_meter_summaries"])
 DRIFT = "no_column_is_missing"
 
 
@@ -72,6 +73,20 @@ COPIES = (
     ),
     CopiedTable(
         "email_log", "messaging", "Every mail that a provider took, one row a mail.", after=(EMAILS_SENT,)
+    ),
+    CopiedTable(
+        "stripe_meter_ledger",
+        "stripe",
+        "What Stripe was told of use, one row a meter event, and what became of it.",
+        after=(METER_SUMMARIES,),
+        # The day of slot_start.
+        left_out=("usage_date",),
+    ),
+    CopiedTable(
+        "stripe_invoice_ledger",
+        "stripe",
+        "What was put onto Stripe's invoices beside its own lines, one row an item.",
+        after=(METER_SUMMARIES,),
     ),
     CopiedTable(
         "webhook_inbox",

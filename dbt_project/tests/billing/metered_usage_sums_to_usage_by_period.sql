@@ -3,7 +3,12 @@ with by_slot as (
 
     select customer_id, subscription_id, period_start, toString(metric_type) as metric_type, sum(quantity) as quantity
     from {{ ref('metered_usage') }}
-    where metric_type in (select metric_type from {{ ref('metric_catalogue') }} where kind = 'usage')
+    where
+        metric_type in (
+            select metric_type
+            from {{ ref('metric_catalogue') }}
+            where kind = 'usage'
+        )
     group by customer_id, subscription_id, period_start, metric_type
 
 ),

@@ -161,7 +161,9 @@ counted as (
         -- What usage_daily has not counted yet waits here too.
         and event.processed_at <= {{ begun_watermark('metered_usage') }}
         and (event.customer_id, event.usage_date) in (
-            select customer_id, usage_date from slots where not is_whole_day
+            select customer_id, usage_date
+            from slots
+            where not is_whole_day
         )
 
     union all
