@@ -72,8 +72,12 @@ def read_report(payload: bytes) -> list[MeterError]:
 def record_meter_error(
     connection: sa.Connection, error: MeterError, now: datetime, *, livemode: bool
 ) -> bool:
-    """Mark the ledger's entry as rejected, so that its quantity counts as not sent; whether there is one."""
-    entry = sa.and_(MeterLedgerEntry.identifier == error.identifier, MeterLedgerEntry.livemode == livemode)
+    """Mark the ledger's entry as rejected, so that its quantity counts as not sent; whether there is one.
+
+    Stripe calls what a report names the request's idempotency key; ours begins with the event's identifier.
+    """
+    identifier, _, _attempt = error.identifier.partition(".")
+    entry = sa.and_(MeterLedgerEntry.identifier == identifier, MeterLedgerEntry.livemode == livemode)
     changed = connection.execute(
         sa.update(MeterLedgerEntry)
         .where(entry)

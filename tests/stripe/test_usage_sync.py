@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from apex_pipelines.commands.stripe import stripe
 from apex_pipelines.stripe.counted_slots import UsageBeingCounted
+from apex_pipelines.stripe.meter_errors import MeterError, record_meter_error
 from apex_pipelines.stripe.meter_ledger import AnotherSyncRuns, alone
 from apex_pipelines.stripe.meter_sending import StripeRefusesUs
 from tests.stripe.usage_world import METRICS, UsageWorld, new_customer_id
@@ -204,3 +205,23 @@ def test_what_stripe_rejects_is_sent_anew_by_the_next_sync(usage: UsageWorld) ->
     usage.sync()
     assert usage.at_stripe() == usage.used()
     assert usage.sync().planned == []
+
+
+@pytest.mark.parametrize("named_by", ["identifier", "idempotency key"])
+def test_what_stripe_drops_later_is_sent_anew_once_the_cause_is_gone(
+    usage: UsageWorld, named_by: str
+) -> None:
+    """Stripe accepted it, and told afterwards that the customer was not there."""
+    anna, ben = usage.prepare(customers=2)
+    usage.count({(anna, "impressions", usage.yesterday): 12, (ben, "impressions", usage.yesterday): 3})
+    usage.sync()
+    [sent] = [event["identifier"] for event in usage.events_at_stripe() if anna in event["identifier"]]
+    usage.drop_at_stripe(sent)
+    suffix = "" if named_by == "identifier" else ".a1b2c3d4e5f6"
+    error = MeterError(sent + suffix, "meter_event_customer_not_found", "No such customer")
+    with usage.engine.begin() as connection:
+        assert record_meter_error(connection, error, usage.clock.now(), livemode=False)
+    usage.move(DAY)
+    [entry] = usage.sync().planned
+    assert (entry.quantity, entry.number) == (12, 2)
+    assert usage.at_stripe() == usage.ledger() == usage.used()

@@ -154,6 +154,13 @@ class UsageWorld:
         ours = self._customers_at_stripe()
         return [event for event in self.sandbox.meter_events() if event["customer"] in ours]
 
+    def drop_at_stripe(self, identifier: str) -> None:
+        """Let Stripe not count an event that it had accepted."""
+        [event] = [each for each in self.events_at_stripe() if each["identifier"] == identifier]
+        self.sandbox.client().v1.billing.meter_event_adjustments.create(
+            {"event_name": event["event_name"], "type": "cancel", "cancel": {"identifier": identifier}}
+        )
+
     def _customers_at_stripe(self) -> dict[str, str]:
         with self.engine.connect() as connection:
             linked = stripe_ids(connection, "customer", livemode=False)
