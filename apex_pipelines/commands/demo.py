@@ -103,8 +103,15 @@ def _print(settings: Settings, result: DemoResult) -> None:
         for name, value in rows:
             table.add_row(name, f"{value:,}" if isinstance(value, int) else value)
         out.print(table)
+    if result.closing.months:
+        out.print(_closing_table(result))
     for difference in result.differences:
         out.print(f"[red]DIFFERS[/] {difference}")
+    for found in result.closing.differences:
+        out.print(
+            f"[red]DIFFERS[/] {found.customer_name}, {found.metric_type}, period from "
+            f"{found.period_start:%Y-%m-%d}: {found.cause}"
+        )
     warehouse = f"{settings.warehouse_host}:{settings.warehouse_port}"
     out.print("[bold]Where to look[/]")
     out.print(f"  mails          {settings.outbox_dir / 'index.html'}", soft_wrap=True)
@@ -114,6 +121,29 @@ def _print(settings: Settings, result: DemoResult) -> None:
     )
     out.print(f"                 password in {settings.home_path / 'warehouse.password'}", soft_wrap=True)
     out.print(f"  data and logs  {settings.home_path}", soft_wrap=True)
+
+
+def _closing_table(result: DemoResult) -> Table:
+    """Invoices of the closed months, and whether both sides agree."""
+    report = result.closing
+    agreed = "no difference" if not report.differences else f"{len(report.differences)} DIFFER"
+    table = Table(
+        title="Months closed at the offline Stripe", title_justify="left", min_width=72,
+        caption=f"{report.meter_events:,} meter events; {report.compared} times counted = ledger = meter = "
+        f"invoice was compared: {agreed}",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("customer", overflow="fold")
+    for name in ("ended", "price", "overage", "fee", "invoice"):
+        table.add_column(name, justify="right")
+    table.add_column("is")
+    for month in report.months:
+        cents = (month.base_cents, month.overage_cents, month.fee_cents, month.total_cents)
+        table.add_row(
+            f"{month.name} ({month.plan_type})", f"{month.period_end:%d %b}",
+            *(f"{amount / 100:,.2f}" for amount in cents), month.status,
+        )  # fmt: skip
+    return table
 
 
 def _tables(result: DemoResult) -> Iterator[tuple[str, list[tuple[str, int | str]]]]:

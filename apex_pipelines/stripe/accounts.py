@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from stripe import StripeClient, Subscription
+from stripe import StripeClient
 
 from apex_pipelines.customers.models import Customer, SubscriptionStatus
 from apex_pipelines.customers.models import Subscription as OurSubscription
@@ -106,21 +106,20 @@ def push(
         found = accounts(connection, customer_id=customer_id)
         customers = stripe_ids(connection, "customer", livemode=livemode)
         subscriptions = stripe_ids(connection, "subscription", livemode=livemode)
-    prices = _Prices(client)
+    prices = Prices(client)
     done = []
     for account in found:
-        ended = account.status == SubscriptionStatus.CANCELED
-        if ended and account.subscription_id not in subscriptions:
-            continue
-        stripe_customer = customers.get(account.customer_id) or _create_customer(
-            client, engine, account, now, livemode=livemode
-        )
+        stripe_customer = customers.get(account.customer_id)
         stripe_subscription = subscriptions.get(account.subscription_id)
+        if account.status == SubscriptionStatus.CANCELED and stripe_subscription is None:
+            continue
+        if stripe_customer is None:
+            stripe_customer = create_customer(client, engine, account, now, livemode=livemode)
         if stripe_subscription is None:
-            created = _create_subscription(client, account, stripe_customer, prices)
-            with engine.begin() as connection:
-                link(connection, "subscription", account.subscription_id, created.id, now, livemode=livemode)
-            pushed = Pushed(account.customer_id, stripe_customer, created.id, "created")
+            stripe_subscription = create_subscription(
+                client, engine, account, stripe_customer, prices, now, livemode=livemode
+            )
+            pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, "created")
         else:
             outcome = _bring_in_line(client, account, stripe_subscription, prices)
             pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, outcome)
@@ -129,9 +128,10 @@ def push(
     return done
 
 
-def _create_customer(
+def create_customer(
     client: StripeClient, engine: sa.Engine, account: Account, now: datetime, *, livemode: bool
 ) -> str:
+    """Create the account's customer at Stripe, or find the one that an earlier call left; its id there."""
     held = client.v1.customers.list({"email": account.email, "limit": 100})
     for customer in held.auto_paging_iter():
         if _ours(customer, CUSTOMER_KEY) == account.customer_id:
@@ -152,24 +152,43 @@ def _create_customer(
     return stripe_id
 
 
-def _create_subscription(
-    client: StripeClient, account: Account, stripe_customer: str, prices: _Prices
-) -> Subscription:
+def create_subscription(
+    client: StripeClient,
+    engine: sa.Engine,
+    account: Account,
+    stripe_customer: str,
+    prices: Prices,
+    now: datetime,
+    *,
+    livemode: bool,
+) -> str:
+    """Create the account's subscription at Stripe, or find the one that an earlier call left; its id there.
+
+    Raises
+    ------
+    NotBootstrapped
+        If the catalogue is not at Stripe yet.
+    """
     held = client.v1.subscriptions.list({"customer": stripe_customer, "status": "all", "limit": 100})
     for subscription in held.auto_paging_iter():
         if _ours(subscription, SUBSCRIPTION_KEY) == account.subscription_id:
-            return subscription
-    params = subscription_terms(account) | {
-        "customer": stripe_customer,
-        "items": [prices.of_plan(account), *prices.of_usage(account.currency)],
-        "metadata": {SUBSCRIPTION_KEY: account.subscription_id},
-        # Without a card a first invoice stays open, as later ones do, and dunning asks for it.
-        "payment_behavior": "allow_incomplete",
-    }
-    return client.v1.subscriptions.create(
-        params,  # type: ignore[arg-type]
-        {"idempotency_key": f"subscription:{account.subscription_id}"},
-    )
+            stripe_id = subscription.id
+            break
+    else:
+        params: Any = subscription_terms(account) | {
+            "customer": stripe_customer,
+            "items": [prices.of_plan(account), *prices.of_usage(account.currency)],
+            "metadata": {SUBSCRIPTION_KEY: account.subscription_id},
+            # Without a card a first invoice stays open, as later ones do, and dunning asks for it.
+            "payment_behavior": "allow_incomplete",
+        }
+        created = client.v1.subscriptions.create(
+            params, {"idempotency_key": f"subscription:{account.subscription_id}"}
+        )
+        stripe_id = created.id
+    with engine.begin() as connection:
+        link(connection, "subscription", account.subscription_id, stripe_id, now, livemode=livemode)
+    return stripe_id
 
 
 def subscription_terms(account: Account) -> dict[str, Any]:
@@ -197,13 +216,13 @@ def subscription_terms(account: Account) -> dict[str, Any]:
 
 
 def _bring_in_line(
-    client: StripeClient, account: Account, stripe_id: str, prices: _Prices
+    client: StripeClient, account: Account, stripe_id: str, prices: Prices
 ) -> Literal["changed", "canceled", "unchanged"]:
     found = client.v1.subscriptions.retrieve(stripe_id)
     if found.status == "canceled":
         return "unchanged"
     if account.status == SubscriptionStatus.CANCELED:
-        client.v1.subscriptions.cancel(stripe_id, {"prorate": False})
+        client.v1.subscriptions.cancel(stripe_id)
         return "canceled"
     wanted = prices.of_plan(account)
     flat = next(item for item in found["items"].data if _is_flat(item))
@@ -211,12 +230,12 @@ def _bring_in_line(
         return "unchanged"
     # What the days before and after the change cost is computed by our rule and posted as an item. The client
     # gives each call a key of its own: one of ours would let a change there and back be answered from memory.
-    change: Any = {**wanted, "proration_behavior": "none"}
-    client.v1.subscription_items.update(flat.id, change)
+    change: Any = {"items": [{"id": flat.id, **wanted}], "proration_behavior": "none"}
+    client.v1.subscriptions.update(stripe_id, change)
     return "changed"
 
 
-class _Prices:
+class Prices:
     """Ids of the catalogue's prices at Stripe, asked for once."""
 
     def __init__(self, client: StripeClient) -> None:

@@ -27,6 +27,7 @@ from apex_pipelines.stripe.models import InvoiceLedgerEntry, SentState
 # Use may come 35 days late and periods last a month; a correction of older lines is made by hand.
 LOOK_BACK = timedelta(days=100)
 ENTRY_KEY = "apex_entry"
+LEDGER = "stripe_invoice_ledger"
 
 _DUE = """
 select
@@ -51,9 +52,11 @@ where
     and line.price_id in (select price_id from staging.stg_stripe_prices where usage_type = 'licensed')
 group by subscription_id, period_start
 """
-_STARTED = (
-    "select subscription_id, started_at from staging.stg_stripe_subscriptions where started_at is not null"
-)
+_STARTED = """
+select subscription_id, stripe_customer_id, started_at
+from staging.stg_stripe_subscriptions
+where started_at is not null
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,4 +125,5 @@ def outcome(result: dict[str, Any]) -> dict[str, Any]:
     kept["generated"] = result["simulated"]["generated"]
     kept["scored"] = result["scored"]
     kept["customers"] = result["customers"]
+    kept["closing"] = result["closing"]
     return kept
