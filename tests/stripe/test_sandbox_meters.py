@@ -151,6 +151,24 @@ def test_an_event_of_no_meter_is_told_later_too(stripe_sandbox: Sandbox) -> None
     assert event.type == "v1.billing.meter.no_meter_found"
 
 
+def test_an_error_report_may_name_the_request_by_its_idempotency_key(
+    stripe_sandbox: Sandbox, meter: str
+) -> None:
+    stripe_sandbox.behave(meter_error_names="idempotency_key")
+    client = stripe_sandbox.client()
+    client.v1.billing.meter_events.create(
+        {
+            "event_name": "apex_impressions",
+            "identifier": "bad",
+            "payload": {"stripe_customer_id": "cus_nobody", "value": "1"},
+        },
+        {"idempotency_key": "the-key"},
+    )
+    (event,) = client.v2.core.events.list().data
+    fetched: Any = client.v2.core.events.retrieve(event.id)
+    assert fetched.data.reason.error_types[0].sample_errors[0].request.identifier == "the-key"
+
+
 def test_a_counted_event_can_be_cancelled_for_a_day(stripe_sandbox: Sandbox, meter: str) -> None:
     customer = stripe_sandbox.client().v1.customers.create().id
     for identifier in ("one", "two"):

@@ -153,6 +153,7 @@ _TYPES = {
     "DELETE /v1/subscriptions/{subscription}": "SubscriptionCancelParams",
 }  # fmt: skip
 _SINGULAR = {
+    "billing/credit_grants": "CreditGrant",
     "billing/meter_event_adjustments": "MeterEventAdjustment", "billing/meter_events": "MeterEvent",
     "billing/meters": "Meter", "charges": "Charge", "core/events": "Event", "coupons": "Coupon",
     "customers": "Customer", "disputes": "Dispute", "events": "Event", "invoice_payments": "InvoicePayment",

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from apex_pipelines.platform.clock import Clock
 from apex_pipelines.sandbox.stripe.errors import missing
@@ -40,6 +40,9 @@ class Behaviour:
     meter_duplicate_code : str
         `code` of the refusal of a repeated identifier; empty: none. Stripe documents `duplicate_meter_event`
         for /v2; what people see from /v1 is the message without a code.
+    meter_error_names : str
+        What an error report names an event by, under `request.identifier`: its `identifier`, or the
+        `idempotency_key` of the request, as Stripe's client describes the field.
     requests_per_second : float
         Above it requests are refused; 0: never. Stripe's test mode takes 25.
     webhook_retry_seconds : list of float
@@ -47,11 +50,12 @@ class Behaviour:
     """
 
     retry_days: list[int] = field(default_factory=lambda: [3, 5, 7])
-    after_retries: str = "cancel"
+    after_retries: Literal["cancel", "past_due", "unpaid"] = "cancel"
     finalize_after_seconds: int = 3_600
     meter_delay_seconds: int = 0
     meter_call_seconds: float = 0.0
     meter_duplicate_code: str = ""
+    meter_error_names: Literal["identifier", "idempotency_key"] = "identifier"
     requests_per_second: float = 0.0
     webhook_retry_seconds: list[float] = field(default_factory=lambda: [1.0, 5.0, 30.0, 300.0, 3_600.0])
 

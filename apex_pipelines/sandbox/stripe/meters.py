@@ -136,8 +136,8 @@ def create_event(account: Account, given: Given) -> Object:
     _check_identifier(account, identifier)
     value = payload.get(_value_key(meter), "")
     account.store.connection.execute(
-        "insert into meter_events (identifier, event_name, customer, value, timestamp, created, state) "
-        "values (?, ?, ?, ?, ?, ?, 'accepted')",
+        "insert into meter_events (identifier, event_name, customer, value, timestamp, created, "
+        "idempotency_key, state) values (?, ?, ?, ?, ?, ?, ?, 'accepted')",
         (
             identifier,
             given["event_name"],
@@ -145,6 +145,7 @@ def create_event(account: Account, given: Given) -> Object:
             int(value) if _WHOLE.fullmatch(value) else None,
             timestamp,
             account.now,
+            account.idempotency_key,
         ),
     )
     account.schedule("meter_event", identifier, account.now + account.behaviour.meter_delay_seconds)
@@ -226,7 +227,8 @@ def process(account: Account, identifier: str) -> None:
             ("rejected" if wrong else "counted", row["seq"]),
         )
         if wrong is not None:
-            _report(account, meter, identifier, *wrong)
+            by_key = account.behaviour.meter_error_names == "idempotency_key"
+            _report(account, meter, str(row["idempotency_key"]) if by_key else identifier, *wrong)
 
 
 def _fault(account: Account, meter: Object | None, row: sqlite3.Row) -> tuple[str, str] | None:

@@ -80,6 +80,7 @@ create table if not exists meter_events (
     value integer,
     timestamp integer not null,
     created integer not null,
+    idempotency_key text,
     state text not null
 );
 create index if not exists meter_events_identifier on meter_events (identifier, created);
