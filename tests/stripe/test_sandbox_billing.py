@@ -437,3 +437,16 @@ def test_a_card_that_goes_bad_fails_at_the_next_renewal(shop: Shop) -> None:
 def test_time_moves_only_forward(shop: Shop) -> None:
     with pytest.raises(AssertionError, match="only forward"):
         shop.sandbox.clock(START - HOUR)
+
+
+def test_the_use_of_a_trial_is_shown_and_costs_nothing(shop: Shop) -> None:
+    for ends in (False, True):
+        customer = shop.customer()
+        now = shop.sandbox.control("GET", "clock")["now"]
+        subscription = shop.subscribe(customer, trial_period_days=7)
+        shop.client.v1.subscriptions.update(subscription.id, {"cancel_at_period_end": ends})
+        shop.use(customer, 1_000, datetime.fromtimestamp(now, UTC), f"in-trial-{ends}")
+        shop.sandbox.clock(datetime.fromtimestamp(now, UTC) + timedelta(days=7) + HOUR)
+        last = shop.invoices(customer)[-1]
+        assert (1_000, 0) in [(line.quantity, line.amount) for line in last.lines.data]
+        assert last.total == (0 if ends else 9_900)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from apex_pipelines.sandbox.stripe import invoices, meters, renewals, subscriptions
+from apex_pipelines.sandbox.stripe import invoices, meters, renewals, subscription_changes
 from apex_pipelines.sandbox.stripe.account import Account
 
 HANDLERS: dict[str, Callable[[Account, str], None]] = {
@@ -16,7 +16,7 @@ HANDLERS: dict[str, Callable[[Account, str], None]] = {
     "incomplete_expire": renewals.expire_incomplete,
     "meter_event": meters.process,
     "period": renewals.end_period,
-    "resume_collection": subscriptions.resume_collection,
+    "resume_collection": subscription_changes.resume_collection,
     "retry": invoices.retry,
     "trial_will_end": renewals.warn_of_trial_end,
 }

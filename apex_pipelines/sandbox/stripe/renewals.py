@@ -255,7 +255,8 @@ def cancel_at(account: Account, subscription_id: str) -> None:
     if subscription["status"] in standing.ENDED:
         return
     start = items_of(account, subscription_id)[0]["current_period_start"]
-    bill_end(account, subscription, (start, account.now))
+    trial = subscription["status"] == "trialing"
+    bill_end(account, subscription, (start, account.now), trial=trial)
     standing.end(account, account.need("subscription", subscription_id), "cancellation_requested")
 
 

@@ -12,14 +12,13 @@ from apex_pipelines.sandbox.stripe import (
     catalogue,
     customers,
     discounts,
-    invoices,
     payment_methods,
     prorations,
     renewals,
     standing,
 )
 from apex_pipelines.sandbox.stripe.account import Account
-from apex_pipelines.sandbox.stripe.errors import invalid, missing
+from apex_pipelines.sandbox.stripe.errors import invalid
 from apex_pipelines.sandbox.stripe.listing import Page, page
 from apex_pipelines.sandbox.stripe.parameters import (
     CURRENCY,
@@ -33,11 +32,9 @@ from apex_pipelines.sandbox.stripe.parameters import (
     Required,
     Text,
     TextMap,
-    Unset,
     merged_metadata,
 )
 from apex_pipelines.sandbox.stripe.periods import boundary, period_at
-from apex_pipelines.sandbox.stripe.rendering import render
 from apex_pipelines.sandbox.stripe.routes import Routes
 from apex_pipelines.sandbox.stripe.store import Object
 
@@ -58,14 +55,14 @@ _PRICE_DATA = Group(
     unit_amount=Integer(),
     unit_amount_decimal=Number(),
 )
-_ITEM = Group(metadata=TextMap(), price=Text(), price_data=_PRICE_DATA, quantity=Integer(minimum=0))
-_PRORATION = Text(choices=("always_invoice", "create_prorations", "none"))
+ITEM = Group(metadata=TextMap(), price=Text(), price_data=_PRICE_DATA, quantity=Integer(minimum=0))
+PRORATION = Text(choices=("always_invoice", "create_prorations", "none"))
 _TRIAL_SETTINGS = Group(
     end_behavior=Required(
         Group(missing_payment_method=Required(Text(choices=("cancel", "create_invoice", "pause"))))
     )
 )
-_SHARED = Group(
+SHARED = Group(
     cancel_at=Integer(unset=True),
     cancel_at_period_end=Flag(),
     collection_method=Text(choices=("charge_automatically", "send_invoice")),
@@ -78,7 +75,7 @@ _SHARED = Group(
     payment_behavior=Text(
         choices=("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
     ),
-    proration_behavior=_PRORATION,
+    proration_behavior=PRORATION,
     trial_end=Integer(words=("now",)),
     trial_settings=_TRIAL_SETTINGS,
 )
@@ -89,7 +86,7 @@ _ANCHOR_CONFIG = Group(
     month=Integer(minimum=1),
     second=Integer(minimum=0),
 )
-_PLAIN = (
+PLAIN = (
     "cancel_at",
     "collection_method",
     "days_until_due",
@@ -101,18 +98,18 @@ _PLAIN = (
 
 @routes.post(
     "/v1/subscriptions",
-    _SHARED,
+    SHARED,
     backdate_start_date=Integer(),
     billing_cycle_anchor=Integer(),
     billing_cycle_anchor_config=_ANCHOR_CONFIG,
     currency=CURRENCY,
     customer=Required(Text()),
-    items=Required(Array(_ITEM)),
+    items=Required(Array(ITEM)),
     trial_period_days=Integer(minimum=0),
 )
 def create(account: Account, given: Given) -> Object:
     customer = customers.need(account, given["customer"])
-    prices = [_price(account, item, f"items[{number}]") for number, item in enumerate(given["items"])]
+    prices = [price_of(account, item, f"items[{number}]") for number, item in enumerate(given["items"])]
     recurring = _shared_interval(prices)
     trial_end = _trial_end(account, given)
     start = given.get("backdate_start_date", account.now)
@@ -130,7 +127,7 @@ def create(account: Account, given: Given) -> Object:
         "collection_method": given.get("collection_method", "charge_automatically"),
         "currency": prices[0]["currency"],
         "days_until_due": given.get("days_until_due"),
-        "default_payment_method": _own_card(account, customer["id"], given),
+        "default_payment_method": own_card(account, customer["id"], given),
         "description": given.get("description"),
         "metadata": merged_metadata({}, given),
         "start_date": start,
@@ -144,7 +141,7 @@ def create(account: Account, given: Given) -> Object:
     account.change(customer, "", currency=body["currency"])
     period = _first_period(account, body, recurring)
     for item, price in zip(given["items"], prices, strict=True):
-        _add_item(account, body, item, price, period)
+        add_item(account, body, item, price, period)
     renewals.plan_ahead(account, body)
     body = renewals.bill_start(
         account,
@@ -194,7 +191,7 @@ def _first_period(account: Account, body: Object, recurring: Object) -> tuple[in
     return period_at(anchor, recurring, account.now)
 
 
-def _own_card(account: Account, customer: str, given: Given) -> str | None:
+def own_card(account: Account, customer: str, given: Given) -> str | None:
     card = given.get("default_payment_method")
     return None if card is None else str(payment_methods.stored(account, card, customer)["id"])
 
@@ -239,7 +236,7 @@ def _blank(account: Account, customer: Object) -> Object:
     }
 
 
-def _price(account: Account, item: Given, name: str) -> Object:
+def price_of(account: Account, item: Given, name: str) -> Object:
     """The price of an item, made when the item has its data."""
     if ("price" in item) == ("price_data" in item):
         raise invalid(f"You must pass one of {name}[price] and {name}[price_data].", f"{name}[price]")
@@ -277,7 +274,7 @@ def _trial_end(account: Account, given: Given) -> int | None:
     return int(end)
 
 
-def _add_item(
+def add_item(
     account: Account, subscription: Object, item: Given, price: Object, period: tuple[int, int]
 ) -> Object:
     """Put a price into a subscription; use counts from now on."""
@@ -307,193 +304,13 @@ def retrieve(account: Account, given: Given, subscription: str) -> Object:
     return account.need("subscription", subscription)
 
 
-_CHANGED_ITEM = _ITEM.plus(clear_usage=Flag(), deleted=Flag(), id=Text())
-
-
-@routes.post(
-    "/v1/subscriptions/{subscription}",
-    _SHARED,
-    billing_cycle_anchor=Text(choices=("now", "unchanged")),
-    cancellation_details=Group(comment=Text(unset=True), feedback=Text(unset=True)),
-    items=Array(_CHANGED_ITEM),
-    pause_collection=Unset(
-        Group(
-            behavior=Required(Text(choices=("keep_as_draft", "mark_uncollectible", "void"))),
-            resumes_at=Integer(),
-        )
-    ),
-    proration_date=Integer(),
-)
-def update(account: Account, given: Given, subscription: str) -> Object:
-    body = _open(account, subscription)
-    before = render(account, body)
-    proration = given.get("proration_behavior", "create_prorations")
-    for number, change in enumerate(given.get("items", [])):
-        _change_item(account, body, change, proration, f"items[{number}]", given.get("proration_date"))
-    changes = catalogue.plain_changes(body, given, *_PLAIN)
-    if given.get("default_payment_method") is not None:
-        changes["default_payment_method"] = _own_card(account, body["customer"], given)
-    if "discounts" in given:
-        changes["discounts"] = discounts.redeem(account, body["customer"], subscription, given["discounts"])
-    if "cancel_at_period_end" in given:
-        changes |= _cancels_at_end(account, body, given["cancel_at_period_end"])
-    if "cancellation_details" in given:
-        changes["cancellation_details"] = {**body["cancellation_details"], **given["cancellation_details"]}
-    if "pause_collection" in given:
-        changes["pause_collection"] = _paused(account, subscription, given["pause_collection"])
-    body = account.change(body, "", **changes)
-    body = _move(account, body, given)
-    body = account.need("subscription", subscription)
-    after = render(account, body)
-    previous = {key: before[key] for key in after if before.get(key) != after[key]}
-    if previous:
-        account.emit("customer.subscription.updated", body, previous)
-    renewals.plan_ahead(account, body)
-    if proration == "always_invoice" and "items" in given and body["status"] in ("active", "past_due"):
-        renewals.bill_now(account, body)
-    return account.need("subscription", subscription)
-
-
-def _open(account: Account, subscription: str) -> Object:
+def need_open(account: Account, subscription: str) -> Object:
     """A subscription that has not ended, at its own time."""
     body = account.need("subscription", subscription)
     account.live_by(body["test_clock"])
     if body["status"] in standing.ENDED:
         raise invalid(f"No such subscription: '{subscription}'", "id", "resource_missing")
     return body
-
-
-def _cancels_at_end(account: Account, body: Object, wanted: bool) -> Object:
-    end = renewals.items_of(account, body["id"])[0]["current_period_end"]
-    reason = "cancellation_requested" if wanted else None
-    return {
-        "cancel_at": end if wanted else None,
-        "cancel_at_period_end": wanted,
-        "canceled_at": account.now if wanted else None,
-        "cancellation_details": {**body["cancellation_details"], "reason": reason},
-    }
-
-
-def _paused(account: Account, subscription: str, given: Given | None) -> Object | None:
-    resumes_at = None if given is None else given.get("resumes_at")
-    account.schedule("resume_collection", subscription, resumes_at)
-    return None if given is None else {"behavior": given["behavior"], "resumes_at": resumes_at}
-
-
-def resume_collection(account: Account, subscription: str) -> None:
-    """The end of a pause: later drafts advance by themselves again."""
-    body = account.need("subscription", subscription)
-    if body["status"] not in standing.ENDED:
-        account.change(body, "customer.subscription.updated", pause_collection=None)
-
-
-def _move(account: Account, body: Object, given: Given) -> Object:
-    """End or prolong a trial, or let the periods begin now."""
-    trial_end = given.get("trial_end")
-    items = renewals.items_of(account, body["id"])
-    if trial_end == "now" and body["status"] == "trialing":
-        body = account.change(body, "", trial_end=account.now, billing_cycle_anchor=account.now)
-        ended = (items[0]["current_period_start"], account.now)
-        return _begin_now(account, body, items, ended, trial=True)
-    if trial_end is not None and trial_end != "now":
-        if trial_end <= account.now:
-            raise invalid("Timestamp must be an integer Unix timestamp in the future.", "trial_end")
-        for item in items:
-            account.change(item, "", current_period_end=trial_end)
-        return account.change(
-            body,
-            "",
-            billing_cycle_anchor=trial_end,
-            status="trialing",
-            trial_end=trial_end,
-            trial_start=body["trial_start"] or account.now,
-        )
-    if given.get("billing_cycle_anchor") == "now":
-        if given.get("proration_behavior", "create_prorations") != "none":
-            for item in items:
-                prorations.credit(account, body, item)
-        ended = (items[0]["current_period_start"], account.now)
-        body = account.change(body, "", billing_cycle_anchor=account.now)
-        return _begin_now(account, body, items, ended, trial=False)
-    return body
-
-
-def _begin_now(
-    account: Account, body: Object, items: list[Object], ended: tuple[int, int], *, trial: bool
-) -> Object:
-    """A new period from now on, with its invoice collected at once."""
-    following = period_at(account.now, renewals.interval_of(account, body["id"]), account.now)
-    for item in items:
-        account.change(item, "", current_period_start=following[0], current_period_end=following[1])
-    body = renewals.renew(account, body, ended, following, trial=trial)
-    draft = account.need("invoice", body["latest_invoice"])
-    if draft["status"] == "draft" and draft["auto_advance"]:
-        invoices.collect(account, invoices.finalize(account, draft))
-    return body
-
-
-def _change_item(
-    account: Account, body: Object, change: Given, proration: str, name: str, at: int | None = None
-) -> Object:
-    """Add, change or remove one item of a subscription, with what that is worth."""
-    items = renewals.items_of(account, body["id"])
-    period = (items[0]["current_period_start"], items[0]["current_period_end"])
-    pays = proration != "none" and body["status"] in ("active", "past_due")
-    if "id" not in change:
-        price = _price(account, change, name)
-        item = _add_item(account, body, change, price, period)
-        account.store.put(item, {"since": account.now})
-        if pays:
-            prorations.debit(account, body, item, at)
-        return item
-    item = account.need("subscription_item", change["id"], f"{name}[id]")
-    if item["subscription"] != body["id"]:
-        raise missing("subscription_item", change["id"], f"{name}[id]")
-    if change.get("deleted"):
-        if len(items) == 1:
-            raise invalid("A subscription must have at least one active plan.", name)
-        if pays:
-            prorations.credit(account, body, item, at)
-        stub = {"id": item["id"], "object": "subscription_item", "deleted": True}
-        account.store.put({**stub, "created": item["created"]})
-        return stub
-    return _replace_item(account, body, item, change, (proration, name), at if pays else None, pays=pays)
-
-
-def _replace_item(
-    account: Account,
-    body: Object,
-    item: Object,
-    change: Given,
-    words: tuple[str, str],
-    at: int | None,
-    *,
-    pays: bool,
-) -> Object:
-    changes: dict[str, Any] = {"metadata": merged_metadata(item["metadata"], change)}
-    price = account.need("price", item["price"])
-    if "price" in change or "price_data" in change:
-        price = _price(account, change, words[1])
-        if _interval(price["recurring"]) != _interval(renewals.interval_of(account, body["id"])):
-            raise invalid("This stand-in keeps the interval of a subscription.", words[1])
-        changes["price"] = price["id"]
-    if "quantity" in change:
-        changes["quantity"] = change["quantity"]
-    metered = price["recurring"]["usage_type"] == "metered"
-    if not metered:
-        changes.setdefault("quantity", item.get("quantity", 1))
-    if pays:
-        prorations.credit(account, body, item, at)
-    changed = account.change(item, "", **changes)
-    if changed["price"] != item["price"]:
-        account.store.put(changed, {"since": account.now})
-    if pays:
-        prorations.debit(account, body, changed, at)
-    return changed
-
-
-def _interval(recurring: Object) -> tuple[str, int]:
-    return recurring["interval"], recurring["interval_count"]
 
 
 @routes.delete(
@@ -504,7 +321,7 @@ def _interval(recurring: Object) -> tuple[str, int]:
 )
 def cancel(account: Account, given: Given, subscription: str) -> Object:
     """End now; what was used is billed only with `invoice_now`, what was paid comes back with `prorate`."""
-    body = _open(account, subscription)
+    body = need_open(account, subscription)
     items = renewals.items_of(account, subscription)
     if given.get("prorate") and body["status"] in ("active", "past_due"):
         for item in items:
@@ -513,24 +330,6 @@ def cancel(account: Account, given: Given, subscription: str) -> Object:
         renewals.bill_end(account, body, (items[0]["current_period_start"], account.now))
         body = account.need("subscription", subscription)
     return standing.end(account, body, "cancellation_requested", **given.get("cancellation_details", {}))
-
-
-@routes.post(
-    "/v1/subscriptions/{subscription}/resume",
-    billing_cycle_anchor=Text(choices=("now", "unchanged")),
-    proration_behavior=_PRORATION,
-)
-def resume(account: Account, given: Given, subscription: str) -> Object:
-    """Go on with a subscription whose trial ended without a card."""
-    body = _open(account, subscription)
-    if body["status"] != "paused":
-        raise invalid("Only paused subscriptions can be resumed.")
-    body = account.change(body, "", status="active", billing_cycle_anchor=account.now)
-    items = renewals.items_of(account, subscription)
-    _begin_now(account, body, items, (account.now, account.now), trial=False)
-    body = account.need("subscription", subscription)
-    account.emit("customer.subscription.resumed", body)
-    return body
 
 
 @routes.list(
@@ -575,54 +374,6 @@ def list_items(account: Account, given: Given) -> Page:
 @routes.get("/v1/subscription_items/{item}")
 def retrieve_item(account: Account, given: Given, item: str) -> Object:
     return account.need("subscription_item", item)
-
-
-@routes.post(
-    "/v1/subscription_items",
-    _ITEM,
-    payment_behavior=Text(),
-    proration_behavior=_PRORATION,
-    proration_date=Integer(),
-    subscription=Required(Text()),
-)
-def create_item(account: Account, given: Given) -> Object:
-    return _item_request(account, given["subscription"], given)
-
-
-@routes.post(
-    "/v1/subscription_items/{item}",
-    _ITEM,
-    off_session=Flag(),
-    payment_behavior=Text(),
-    proration_behavior=_PRORATION,
-    proration_date=Integer(),
-)
-def update_item(account: Account, given: Given, item: str) -> Object:
-    found = account.need("subscription_item", item)
-    return _item_request(account, found["subscription"], {**given, "id": item})
-
-
-@routes.delete(
-    "/v1/subscription_items/{item}",
-    clear_usage=Flag(),
-    proration_behavior=_PRORATION,
-    proration_date=Integer(),
-)
-def delete_item(account: Account, given: Given, item: str) -> Object:
-    found = account.need("subscription_item", item)
-    return _item_request(account, found["subscription"], {**given, "id": item, "deleted": True})
-
-
-def _item_request(account: Account, subscription: str, given: Given) -> Object:
-    """One item, as an update of its subscription."""
-    shared = ("proration_behavior", "proration_date")
-    known = {item["id"] for item in renewals.items_of(account, subscription)}
-    change = {key: value for key, value in given.items() if key in _CHANGED_ITEM.fields}
-    more = {key: given[key] for key in shared if key in given}
-    update(account, {"items": [change], **more}, subscription)
-    if "id" in given:
-        return account.need("subscription_item", given["id"], deleted=True)
-    return next(item for item in renewals.items_of(account, subscription) if item["id"] not in known)
 
 
 def cancel_all(account: Account, customer: str) -> None:
