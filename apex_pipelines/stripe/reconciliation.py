@@ -6,6 +6,8 @@ belong here: what a difference is (`marts.stripe_reconciliation`), mending one (
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -94,6 +96,7 @@ def ask_stripe(
     customer_id: str | None = None,
     concurrency: int = 8,
     lock_seconds: int = 60,
+    wait: Callable[[float], object] = time.sleep,
 ) -> None:
     """Bring meters' sums, invoices and the ledger to the warehouse as they are now.
 
@@ -105,7 +108,7 @@ def ask_stripe(
     with meter_ledger.alone(engine, livemode=livemode, wait_seconds=lock_seconds):
         land_summaries(
             engine, warehouse, client, clock,
-            livemode=livemode, customer_id=customer_id, concurrency=concurrency,
+            livemode=livemode, customer_id=customer_id, concurrency=concurrency, wait=wait,
         )  # fmt: skip
         copy_table(engine, warehouse, LEDGER, clock.now(), left_out=LEDGER_LEFT_OUT)
     with engine.connect() as connection:

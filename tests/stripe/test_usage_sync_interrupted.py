@@ -67,8 +67,8 @@ def _interrupt_and_finish(usage: UsageWorld, seed: int, times: int) -> Interrupt
 
 
 def test_a_few_interruptions(usage: UsageWorld, record_property: Callable[[str, object], None]) -> None:
-    interruptions = _interrupt_and_finish(usage, seed=6, times=12)
-    assert sum(interruptions.happened.values()) > 12
+    interruptions = _interrupt_and_finish(usage, seed=6, times=6)
+    assert sum(interruptions.happened.values()) > 6
     record_property("sigkills", {"usage sync": _killed(interruptions)})
 
 
