@@ -1,3 +1,9 @@
+-- Tested together with these, so they stand before whatever reads invoices.
+-- depends_on: {{ ref('stg_stripe_invoice_lines') }}
+-- depends_on: {{ ref('stg_stripe_charges') }}
+-- depends_on: {{ ref('stg_stripe_refunds') }}
+-- depends_on: {{ ref('stg_stripe_disputes') }}
+-- depends_on: {{ ref('stg_stripe_credits') }}
 select
     object_id as invoice_id,
     {{ stripe_reference('customer') }} as stripe_customer_id,
