@@ -6,6 +6,7 @@ the provider's words mean (`apex_pipelines/stripe/standing.py`), and changes tha
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -24,6 +25,10 @@ from apex_pipelines.billing.store import (
     unknown_plan_message,
 )
 from apex_pipelines.customers.models import Subscription, SubscriptionChange, SubscriptionStatus
+
+
+# Fixed for ever: another namespace would give the same subscriptions other ids.
+_NAMESPACE = uuid.UUID("5d3bd1b6-7f0c-5c43-9d6e-0a7b2f6c1e58")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,11 @@ class HeldStatus:
 
     status: SubscriptionStatus
     since: datetime
+
+
+def subscription_id_for(provider_id: str) -> str:
+    """Our id of a subscription that began at the provider, the same whenever it is asked for."""
+    return f"sub_{uuid.uuid5(_NAMESPACE, provider_id).hex}"
 
 
 def mirror_subscription(

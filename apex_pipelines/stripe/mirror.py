@@ -19,7 +19,7 @@ import msgspec
 import sqlalchemy as sa
 
 from apex_pipelines.billing import mirroring
-from apex_pipelines.billing.store import BillingError, open_subscription_id, subscription_id_for
+from apex_pipelines.billing.store import BillingError, open_subscription_id
 from apex_pipelines.customers.models import Customer, Subscription, SubscriptionStatus
 from apex_pipelines.platform.logging import get_logger
 from apex_pipelines.stripe import standing
@@ -192,7 +192,7 @@ class Mirror:
             local = open_subscription_id(connection, customer_id)
             if local and stripe_ids(connection, SUBSCRIPTION, livemode=self._livemode, local_ids=[local]):
                 local = None
-        local = local or subscription_id_for(customer_id, told.started_at)
+        local = local or mirroring.subscription_id_for(told.id)
         link(connection, SUBSCRIPTION, local, told.id, self._reader.clock.now(), livemode=self._livemode)
         return local
 

@@ -95,16 +95,22 @@ class StripeWorld:
         pages = self.account.reader.pages(kind.path, kind.filters)
         return {one.id: msgspec.json.decode(one.payload) for page in pages for one in page.objects}
 
-    def subscribed(self, plan_type: str = "indie", *, trial: bool = False) -> Subscribed:
-        """A customer who subscribed with us, and whom Stripe knows."""
+    def subscribed(self) -> Subscribed:
+        """A customer who began a trial of Indie with us, and whom Stripe knows."""
         now = self.clock.now()
         with self.engine.begin() as connection:
             bootstrap(self.stripe, connection, now, livemode=False)
             customer_id = create_customer(connection, NewCustomer("Ada", "ada@example.com"), now)
-            ours = subscribe(connection, NewSubscription(customer_id, plan_type, now, trial=trial), now)
+            ours = subscribe(connection, NewSubscription(customer_id, "indie", now, trial=True), now)
         [pushed] = push(self.stripe, self.engine, now, livemode=False, customer_id=customer_id)
         assert pushed.stripe_subscription_id is not None
         return Subscribed(customer_id, ours, pushed.stripe_customer_id, pushed.stripe_subscription_id)
+
+    def pay_by(self, who: Subscribed, test_card: str) -> None:
+        """Make one of Stripe's test cards the customer's."""
+        card = self.stripe.v1.payment_methods.attach(test_card, {"customer": who.stripe_customer_id})
+        settings: Any = {"invoice_settings": {"default_payment_method": card.id}}
+        self.stripe.v1.customers.update(who.stripe_customer_id, settings)
 
     def subscription(self, ours: str) -> dict[str, Any]:
         """Our row."""

@@ -62,7 +62,7 @@ def test_however_webhooks_come_both_stores_end_as_stripe_is(
     world: StripeWorld, deliver: Callable[..., int]
 ) -> None:
     choices = random.Random(6)
-    who = world.subscribed(trial=True)
+    who = world.subscribed()
     world.backfill(*TYPES)
     busy_days(world, choices)
     world.stripe.v1.subscriptions.cancel(who.stripe_subscription_id)
