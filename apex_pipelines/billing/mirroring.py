@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from apex_pipelines.billing.models import Payment, PaymentStatus, Plan
 from apex_pipelines.billing.store import (
-    AlreadySubscribed,
+    BillingError,
     PaymentAttempt,
     UnknownPlan,
     open_subscription_id,
@@ -25,7 +25,6 @@ from apex_pipelines.billing.store import (
     unknown_plan_message,
 )
 from apex_pipelines.customers.models import Subscription, SubscriptionChange, SubscriptionStatus
-
 
 # Fixed for ever: another namespace would give the same subscriptions other ids.
 _NAMESPACE = uuid.UUID("5d3bd1b6-7f0c-5c43-9d6e-0a7b2f6c1e58")
@@ -59,6 +58,14 @@ class SubscriptionState:
     changed_at: datetime
 
 
+class TwoOpenSubscriptions(BillingError):
+    """The customer has another open subscription, `subscription_id`."""
+
+    def __init__(self, message: str, subscription_id: str) -> None:
+        super().__init__(message)
+        self.subscription_id = subscription_id
+
+
 @dataclass(frozen=True, slots=True)
 class HeldStatus:
     """A status, and since when it is held without a break."""
@@ -89,7 +96,7 @@ def mirror_subscription(
     ------
     UnknownPlan
         If the table `plans` lacks the plan.
-    AlreadySubscribed
+    TwoOpenSubscriptions
         If the customer has another open subscription.
     """
     included = connection.scalar(
@@ -113,10 +120,12 @@ def mirror_subscription(
     if row is not None and {name: row._mapping[name] for name in values} == values:
         return False
     open_id = open_subscription_id(connection, state.customer_id)
-    if open_id not in (None, state.id) and values["status"] != SubscriptionStatus.CANCELED:
-        raise AlreadySubscribed(
+    is_open = values["status"] != SubscriptionStatus.CANCELED
+    if is_open and open_id is not None and open_id != state.id:
+        raise TwoOpenSubscriptions(
             f"customer {state.customer_id!r} has the open subscription {open_id!r}, so {state.id!r} can't be "
-            "open as well; cancel one of them"
+            "open as well; cancel one of them",
+            open_id,
         )
     if row is None:
         connection.execute(

@@ -12,7 +12,7 @@ Belongs here: which of our rows follow from which object. Does not belong here: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 import msgspec
@@ -126,17 +126,28 @@ class Mirror:
                     Subscription.status == SubscriptionStatus.SUSPENDED,
                 )
             )
-            linked = suspended and stripe_ids(
-                connection, SUBSCRIPTION, livemode=self._livemode, local_ids=[suspended]
-            )
-        # What is suspended waits for a payment, which may come to us after what Stripe says of it.
-        for stripe_id in (linked or {}).values():
-            self._mirror_subscription(self._reader.one(OBJECT_TYPES[SUBSCRIPTION], stripe_id), None)
+        if suspended is not None:
+            # It waits for a payment, which may come to us after what Stripe says of the subscription.
+            for stripe_id in self._linked_subscriptions(suspended):
+                self._mirror_subscription(self._reader.one(OBJECT_TYPES[SUBSCRIPTION], stripe_id), None)
 
     def _all(self, path: str, **parameters: str) -> list[str]:
         return [one.payload for page in self._reader.pages(path, parameters) for one in page.objects]
 
     def _mirror_subscription(self, fetched: FetchedObject, changed_at: datetime | None) -> None:
+        try:
+            self._write_subscription(fetched, changed_at)
+        except mirroring.TwoOpenSubscriptions as error:
+            # The other may have ended at Stripe without our knowing it yet.
+            for stripe_id in self._linked_subscriptions(error.subscription_id):
+                self._write_subscription(self._reader.one(OBJECT_TYPES[SUBSCRIPTION], stripe_id), None)
+            self._write_subscription(fetched, changed_at)
+
+    def _linked_subscriptions(self, local: str) -> Collection[str]:
+        with self._engine.connect() as connection:
+            return stripe_ids(connection, SUBSCRIPTION, livemode=self._livemode, local_ids=[local]).values()
+
+    def _write_subscription(self, fetched: FetchedObject, changed_at: datetime | None) -> None:
         told = standing.read_subscription(fetched.payload)
         customer_id = self._customer(told.customer, ask=False)
         if customer_id is None or told.status is None:

@@ -23,7 +23,7 @@ from tests.stripe.reading import START, StripeWorld
 
 MONTH_AND_MORE = timedelta(days=46)
 # What a card or a key looks like: 13 to 19 digits that are no time, and secrets of Stripe.
-FORBIDDEN = re.compile(r"\b[3-6]\d{12,18}\b|(?:sk|rk|whsec)_[A-Za-z0-9_]{12,}|\"cvc\"\s*:\s*\"\d")
+FORBIDDEN = re.compile(r"\b[3-6]\d{12,18}\b|\b(?:sk_|rk_|whsec_)\w{12,}|\"cvc\"\s*:\s*\"\d")
 
 
 def a_customers_life(world: StripeWorld) -> None:
@@ -33,6 +33,13 @@ def a_customers_life(world: StripeWorld) -> None:
     world.pay_by(who, "pm_card_visa")
     stripe.coupons.create({"percent_off": 10, "duration": "once"})
     stripe.customers.balance_transactions.create(who.stripe_customer_id, {"amount": -500, "currency": "usd"})
+    stripe.billing.credit_grants.create(
+        {
+            "customer": who.stripe_customer_id,
+            "amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 700}},
+            "applicability_config": {"scope": {"price_type": "metered"}},
+        }
+    )
     world.until(START + timedelta(days=15))
     [charge] = stripe.charges.list({"customer": who.stripe_customer_id}).data
     stripe.refunds.create({"charge": charge.id, "amount": 100})
@@ -75,7 +82,7 @@ def test_a_whole_account_by_the_commands(
     counts = {row["type"]: row["objects"] for row in run("backfill")}
     assert set(counts) == set(OBJECT_TYPES)
     empty = {name for name, count in counts.items() if not count}
-    assert empty <= {"dispute", "billing.credit_grant"}
+    assert empty <= {"dispute"}
     assert run("backfill") == []
     [swept] = run("sweep")
     assert swept["failed"] == swept["retrying"] == 0
@@ -123,7 +130,7 @@ def test_assets_read_whole_once_then_what_changed_and_the_sensor_sees_what_waits
 ) -> None:
     world.stripe.v1.customers.create({"name": "Ada"})
     first = materialize(settings, monkeypatch)["stripe/customers"]
-    assert (first["read"], first["objects_read"]) == ("whole", 1)
+    assert first["read"] == "whole"
     world.stripe.v1.customers.create({"name": "Grace"})
     second = materialize(settings, monkeypatch)["stripe/customers"]
     assert (second["read"], second["events_that_no_webhook_brought"]) == ("what changed", 1)

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from apex_pipelines.sandbox.stripe import (
     catalogue,
+    credit_grants,
     customers,
     disputes,
     due,
@@ -50,6 +51,7 @@ from apex_pipelines.sandbox.stripe.store import Object
 
 DOMAINS = (
     catalogue.routes,
+    credit_grants.routes,
     customers.routes,
     disputes.routes,
     events.routes,
