@@ -98,14 +98,16 @@ class Changes:
 
     def _belonging(self, found: FetchedObject) -> list[FetchedObject]:
         """What changes with the object and has no event of its own, or one that nobody may have asked for."""
-        if found.object == "customer":
+        told = msgspec.json.decode(found.payload, type=_Money)
+        if found.object == "customer" and told.balance is not None:
             path, asked = OBJECT_TYPES["customer_balance_transaction"].path.format(parent=found.id), {}
-        elif found.object == "charge" and msgspec.json.decode(found.payload, type=_Charge).amount_refunded:
+        elif found.object == "charge" and told.amount_refunded:
             path, asked = OBJECT_TYPES["refund"].path, {"charge": found.id}
         else:
             return []
         return [one for page in self._reader.pages(path, asked) for one in page.objects]
 
 
-class _Charge(msgspec.Struct):
-    amount_refunded: int = 0
+class _Money(msgspec.Struct):
+    balance: int | None = None  # of a customer
+    amount_refunded: int | None = None  # of a charge
