@@ -17,9 +17,11 @@ from apex_pipelines.stripe import inbox
 from apex_pipelines.stripe.inbox import NoSuchWebhook, count_due, list_waiting, retry_webhooks
 from tests.ingest.conftest import Api
 from tests.ingest.webhook_bodies import NOW, stripe_headers
-from tests.stripe.reading import START, StripeWorld
+from tests.stripe.reading import START, StripeWorld, Subscribed
 
-TYPES = ("customer", "coupon", "product", "price", "subscription")
+TYPES = ("customer", "coupon", "product", "price", "charge", "invoice", "subscription")
+
+PAYMENTS = "select status, occurred_at from payments order by attempt_number"
 
 
 @pytest.fixture
@@ -58,14 +60,23 @@ def busy_days(world: StripeWorld, choices: random.Random) -> None:
             stripe.coupons.delete(coupons.pop(choices.randrange(len(coupons))))
 
 
+def fail_and_pay(world: StripeWorld, who: Subscribed) -> None:
+    """The trial ends, two tries to collect fail, then the customer pays with another card."""
+    world.until(START + timedelta(days=19))
+    world.pay_by(who, "pm_card_visa")
+    [invoice] = world.stripe.v1.invoices.list({"customer": who.stripe_customer_id, "status": "open"}).data
+    world.stripe.v1.invoices.pay(invoice.id)
+
+
 def test_however_webhooks_come_both_stores_end_as_stripe_is(
     world: StripeWorld, deliver: Callable[..., int]
 ) -> None:
     choices = random.Random(6)
     who = world.subscribed()
     world.backfill(*TYPES)
+    world.pay_by(who, "pm_card_chargeCustomerFail")
     busy_days(world, choices)
-    world.stripe.v1.subscriptions.cancel(who.stripe_subscription_id)
+    fail_and_pay(world, who)
     events = events_of(world)
     came = [event for event in events if choices.random() < 0.7]
     plan = [*came, *came]
@@ -74,7 +85,7 @@ def test_however_webhooks_come_both_stores_end_as_stripe_is(
         assert deliver(event) == 200
         if number % 40 == 0:
             world.drain()
-    world.until(START + timedelta(days=15))  # the last ones a day late
+    world.until(world.clock.now() + timedelta(days=1))  # the last ones a day late
     for event in reversed(came):
         assert deliver(event) == 200
     world.drain()
@@ -84,8 +95,12 @@ def test_however_webhooks_come_both_stores_end_as_stripe_is(
     for name in TYPES:
         assert {key: body for key, body in world.landed(name).items() if body} == world.at_stripe(name), name
     row = world.subscription(who.subscription_id)
-    ended = world.at_stripe("subscription")[who.stripe_subscription_id]["ended_at"]
-    assert (row["status"], row["cancelled_at"].timestamp()) == ("canceled", ended)
+    assert row["status"] == world.at_stripe("subscription")[who.stripe_subscription_id]["status"] == "active"
+    tries = [(charge["status"], charge["created"]) for charge in world.at_stripe("charge").values()]
+    assert [(status, int(at.timestamp())) for status, at in world.rows(PAYMENTS)] == sorted(
+        tries, key=lambda each: each[1]
+    )
+    assert [status for status, _ in tries].count("failed") >= 2
     assert list_waiting(world.engine, limit=10) == []
     assert world.sweep().total == 0, "nothing is taken in twice"
 
