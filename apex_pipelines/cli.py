@@ -80,6 +80,6 @@ def main() -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Errors of ours, and those of stores and files, are meant for the user; anything else is a defect."""
-    ours = ("apex_pipelines", "ingest_api", "ml.", "clickhouse_connect", "sqlalchemy")
+    """Errors of ours, of stores, files and Stripe are meant for the user; anything else is a defect."""
+    ours = ("apex_pipelines", "ingest_api", "ml.", "clickhouse_connect", "sqlalchemy", "stripe.")
     return isinstance(error, OSError) or type(error).__module__.startswith(ours)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from clickhouse_connect.driver.client import Client
 
-from apex_pipelines.cli import apex
+from apex_pipelines.cli import apex, main
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.defs.stripe.assets import KINDS, stripe_objects, stripe_objects_read, webhooks_taken_in
 from apex_pipelines.defs.stripe.schedules import stripe_sweep_hourly
@@ -149,3 +149,20 @@ def test_assets_read_whole_once_then_what_changed_and_the_sensor_sees_what_waits
             sa.text("update webhook_inbox set processed_at = null, outcome = null where provider = 'stripe'")
         )
     assert isinstance(look(), dg.RunRequest)
+
+
+def test_what_stripe_refuses_is_one_line_for_people_and_holds_no_key(
+    world: StripeWorld, settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings.stripe_secret_key = "sk_test_" + "another0account0"
+    for name in settings.model_fields_set:
+        if getattr(settings, name) is not None:
+            monkeypatch.setenv(f"APEX_{name.upper()}", str(getattr(settings, name)))
+    monkeypatch.setattr("sys.argv", ["apex", "stripe", "backfill"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    out, err = capfd.readouterr()
+    assert "Error: " in err
+    assert "Traceback" not in err
+    assert settings.stripe_secret_key not in out + err
