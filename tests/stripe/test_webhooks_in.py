@@ -211,3 +211,32 @@ def test_several_workers_share_the_inbox(world: StripeWorld) -> None:
     with world.engine.connect() as connection:
         assert count_due(connection, START + timedelta(days=9)) == 0
     assert set(world.landed("customer")) == set(made)
+
+
+LEDGER_ENTRY = """
+insert into stripe_meter_ledger (
+    livemode, customer_id, stripe_customer_id, subscription_id, metric_type, usage_date, period_start,
+    slot_start, number, quantity, identifier, state, created_at, settled_at
+) values (false, 'a', 'cus_nobody', 'b', 'impressions', :at, :at, :at, 1, 5, 'bad', 'sent', :at, :at)
+"""
+
+
+def test_a_report_of_meter_errors_marks_the_entry_in_the_ledger(world: StripeWorld) -> None:
+    world.subscribed()
+    with world.engine.begin() as connection:
+        connection.execute(sa.text(LEDGER_ENTRY), {"at": START})
+    world.stripe.v1.billing.meter_events.create(
+        {
+            "event_name": "apex_impressions",
+            "identifier": "bad",
+            "payload": {"stripe_customer_id": "cus_nobody", "value": "5"},
+        },
+        {"idempotency_key": "bad.1"},
+    )
+    world.until(START + timedelta(hours=1))
+    [thin] = world.stripe.v2.core.events.list({"types": ["v1.billing.meter.error_report_triggered"]}).data
+    store_event(world, id=thin.id, type=thin.type, object="v2.core.event", created=thin.created)
+    assert world.drain().done == 1
+    [(state, message)] = world.rows("select state, error_message from stripe_meter_ledger")
+    assert state == "rejected"
+    assert "customer_not_found" in message
