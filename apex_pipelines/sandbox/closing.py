@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 from stripe import StripeClient
 
+from apex_pipelines.customers.models import SubscriptionStatus
 from apex_pipelines.platform.clock import ManualClock
 from apex_pipelines.platform.table_copy import copy_table
 from apex_pipelines.sandbox.stripe.serving import secrets_of
@@ -43,26 +44,20 @@ from apex_pipelines.stripe.usage_sync import UsageSync
 # Stripe leaves a draft open for an hour.
 _GRACE = timedelta(hours=1)
 _SECONDS_TO_START = 30
+ACTIVE = SubscriptionStatus.ACTIVE
 # Those with the most to bill; a period that ended today may still be open at Stripe.
-_CHOSEN = """
+_ENDED = """
 select
-    period.customer_id as customer_id, period.subscription_id as subscription_id,
-    period.period_start as period_start, period.period_end as period_end
-from intermediate.int_billing_periods as period
-inner join intermediate.int_current_subscriptions as subscription
-    on period.subscription_id = subscription.subscription_id
-inner join (
-    select customer_id, sumIf(amount_cents, line_type = 'overage') as overage_cents
-    from marts.invoice_lines
-    where due_at > {now:DateTime64(6)} - interval 30 day
-    group by customer_id
-) as line on period.customer_id = line.customer_id
+    customer_id, assumeNotNull(subscription_id) as subscription_id, period_start, period_end,
+    sumIf(amount_cents, line_type = 'overage') as overage_cents
+from marts.invoice_lines
 where
-    period.is_ended and not period.is_trial and subscription.status = 'active'
-    and period.period_end > {now:DateTime64(6)} - interval 28 day
-    and period.period_end < {now:DateTime64(6)} - interval 1 day
+    is_final and subscription_id is not null
+    and period_end > {now:DateTime64(6)} - interval 28 day
+    and period_end < {now:DateTime64(6)} - interval 1 day
+group by customer_id, subscription_id, period_start, period_end
+having sumIf(amount_cents, line_type = 'subscription') > 0
 order by overage_cents desc, customer_id
-limit {limit:UInt32}
 """
 
 
@@ -131,7 +126,7 @@ def close_months(
     customers : int
         How many customers, those with the most overage first.
     """
-    months = _choose(warehouse, now, customers)
+    months = _choose(warehouse, engine, now, customers)
     if not months:
         return ClosingReport()
     with offline_stripe(settings) as (url, key):
@@ -148,15 +143,19 @@ def close_months(
         return closing.report(months)
 
 
-def _choose(warehouse: Client, now: datetime, limit: int) -> list[Month]:
-    rows = warehouse.query(_CHOSEN, parameters={"now": now, "limit": limit}).named_results()
-    return [
+def _choose(warehouse: Client, engine: sa.Engine, now: datetime, limit: int) -> list[Month]:
+    with engine.connect() as connection:
+        active = {each.subscription_id for each in accounts(connection) if each.status == ACTIVE}
+    rows = warehouse.query(_ENDED, parameters={"now": now}).named_results()
+    ended = [
         Month(
             row["customer_id"], row["subscription_id"],
             row["period_start"].replace(tzinfo=UTC), row["period_end"].replace(tzinfo=UTC),
         )
         for row in rows
+        if row["subscription_id"] in active
     ]  # fmt: skip
+    return ended[:limit]
 
 
 @contextmanager

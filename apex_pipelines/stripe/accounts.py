@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from stripe import StripeClient
+from stripe import CardError, InvalidRequestError, StripeClient
 
 from apex_pipelines.customers.models import Customer, SubscriptionStatus
 from apex_pipelines.customers.models import Subscription as OurSubscription
@@ -52,12 +52,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What was done at Stripe about one account."""
+    """What was done at Stripe about one account; of a refused one, what Stripe said."""
 
     customer_id: str
-    stripe_customer_id: str
+    stripe_customer_id: str | None
     stripe_subscription_id: str | None
-    outcome: Literal["created", "changed", "canceled", "unchanged"]
+    outcome: Literal["created", "changed", "canceled", "unchanged", "refused"]
+    error: str | None = None
 
 
 def accounts(connection: sa.Connection, *, customer_id: str | None = None) -> list[Account]:
@@ -93,7 +94,8 @@ def push(
 ) -> list[Pushed]:
     """Create at Stripe whoever is missing there, change plans that differ, cancel what is canceled here.
 
-    Customers whose last subscription ended before they had an object at Stripe are left out.
+    Customers whose last subscription ended before it was at Stripe are left out. Whom Stripe refuses is told
+    of among the others, with its reason.
 
     Raises
     ------
@@ -113,16 +115,21 @@ def push(
         stripe_subscription = subscriptions.get(account.subscription_id)
         if account.status == SubscriptionStatus.CANCELED and stripe_subscription is None:
             continue
-        if stripe_customer is None:
-            stripe_customer = create_customer(client, engine, account, now, livemode=livemode)
-        if stripe_subscription is None:
-            stripe_subscription = create_subscription(
-                client, engine, account, stripe_customer, prices, now, livemode=livemode
-            )
-            pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, "created")
-        else:
-            outcome = _bring_in_line(client, account, stripe_subscription, prices)
-            pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, outcome)
+        outcome: Literal["created", "changed", "canceled", "unchanged", "refused"] = "created"
+        error = None
+        try:
+            if stripe_customer is None:
+                stripe_customer = create_customer(client, engine, account, now, livemode=livemode)
+            if stripe_subscription is None:
+                stripe_subscription = create_subscription(
+                    client, engine, account, stripe_customer, prices, now, livemode=livemode
+                )
+            else:
+                outcome = _bring_in_line(client, account, stripe_subscription, prices)
+        except (InvalidRequestError, CardError) as refusal:
+            # What is wrong with one customer must not keep the others waiting.
+            outcome, error = "refused", str(refusal)
+        pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, outcome, error)
         done.append(pushed)
         on_progress(pushed)
     return done
@@ -179,7 +186,8 @@ def create_subscription(
             "customer": stripe_customer,
             "items": [prices.of_plan(account), *prices.of_usage(account.currency)],
             "metadata": {SUBSCRIPTION_KEY: account.subscription_id},
-            # Without a card a first invoice stays open, as later ones do, and dunning asks for it.
+            # A first payment that fails leaves an open invoice to be paid. Without any card Stripe refuses a
+            # subscription that costs something at once; trials cost nothing.
             "payment_behavior": "allow_incomplete",
         }
         created = client.v1.subscriptions.create(

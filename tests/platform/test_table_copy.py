@@ -208,6 +208,16 @@ def test_every_copied_table_arrives_in_exact_types(engine: sa.Engine, warehouse:
             "select id, customer_id, event_type, 'r', :subject, 'outbox', :at from events",
             "insert into webhook_inbox (provider, event_id, event_type, payload, received_at) "
             "values ('stripe', 'evt', 't', decode('00ff7b0a5c', 'hex'), :at)",
+            "insert into stripe_meter_ledger (livemode, customer_id, stripe_customer_id, subscription_id, "
+            "metric_type, usage_date, period_start, slot_start, number, quantity, identifier, state, "
+            "created_at) "
+            "values (true, :customer, 'cus_1', 'sub_1', 'impressions', '2024-02-29', :at, :at, 1, "
+            "-4611686018427387904, 'apex-1', 'pending', :at)",
+            "insert into stripe_invoice_ledger (livemode, customer_id, stripe_customer_id, line_type, "
+            "metric_type, period_start, period_end, number, amount_cents, currency, state, stripe_id, "
+            "created_at, settled_at) "
+            "values (false, :customer, 'cus_1', 'overage', 'impressions', :at, :at, 2, -1, 'usd', 'sent', "
+            "'ii_1', :at, :at)",
         ):
             parameters = {"customer": customer, "at": at, "subject": HOSTILE[7]}
             connection.execute(sa.text(statement), parameters)

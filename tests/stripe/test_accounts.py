@@ -140,6 +140,22 @@ def test_a_cancellation_here_ends_it_there_once(
         assert set(stripe_ids(connection, "customer", livemode=False)) == {customer}
 
 
+def test_whom_stripe_refuses_keeps_nobody_else_waiting(
+    at_stripe: Sandbox, engine: sa.Engine, clock: ManualClock
+) -> None:
+    # Without a trial something is due at once, and there is no card to charge.
+    with engine.begin() as connection:
+        poor = create_customer(connection, NewCustomer("P", "p@example.com"), clock.now())
+        subscribe(connection, NewSubscription(poor, "indie", clock.now()), clock.now())
+    clock.advance(timedelta(seconds=1))
+    at_stripe.clock(clock.now())
+    rich = sign_up(engine, clock, "indie")
+    outcomes = {each.customer_id: each for each in run(at_stripe, engine, clock)}
+    assert outcomes[rich].outcome == "created"
+    assert outcomes[poor].outcome == "refused"
+    assert "payment" in (outcomes[poor].error or "")
+
+
 def test_without_the_catalogue_at_stripe_it_says_what_to_run(
     stripe_sandbox: Sandbox, engine: sa.Engine, clock: ManualClock
 ) -> None:
