@@ -16,8 +16,8 @@ def test_raw_tables_state_themselves_that_inserts_are_synced(warehouse: Client) 
         "where database = 'raw' and engine like '%MergeTree' and name != 'schema_migrations'"
     ).result_rows
     assert {name for name, _ in created} == {
-        "usage_events", "usage_dead_letters", "usage_dead_letter_replays", "stripe_objects", "stripe_meter_summaries",
-        "copy_marks",
+        "usage_events", "usage_dead_letters", "usage_dead_letter_replays", "stripe_objects",
+        "stripe_meter_summaries", "copy_marks",
         *(table.name for table in COPIES),
     }  # fmt: skip
     for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1"):
