@@ -284,6 +284,17 @@ def periods_due(connection: sa.Connection, now: datetime) -> bool:
     return bool(connection.scalar(sa.select(due)))
 
 
+def periods_ended_since(connection: sa.Connection, since: datetime, now: datetime) -> bool:
+    """Whether a subscription's period (or trial) ended after `since` and by `now`, rolled on or not."""
+    rolled = sa.and_(
+        Subscription.current_period_start > since,
+        Subscription.current_period_start <= now,
+        Subscription.current_period_start > Subscription.started_at,
+    )
+    not_yet = sa.and_(Subscription.current_period_end > since, Subscription.current_period_end <= now)
+    return bool(connection.scalar(sa.select(sa.exists().where(sa.or_(rolled, not_yet)))))
+
+
 def roll_periods(connection: sa.Connection, now: datetime) -> int:
     """Move open subscriptions whose period (or trial) has ended into the one that holds `now`; how many.
 

@@ -28,17 +28,22 @@ from stripe import StripeClient
 
 from apex_pipelines.customers.models import SubscriptionStatus
 from apex_pipelines.platform.clock import ManualClock
-from apex_pipelines.platform.table_copy import copy_table
 from apex_pipelines.sandbox.stripe.serving import secrets_of
 from apex_pipelines.settings import Settings, child_environment
 from apex_pipelines.stripe import client as stripe_client
 from apex_pipelines.stripe.accounts import Account, Prices, accounts, create_customer, create_subscription
 from apex_pipelines.stripe.bootstrap import bootstrap
-from apex_pipelines.stripe.invoice_items import LEDGER, post_items
+from apex_pipelines.stripe.invoice_items import post_items
 from apex_pipelines.stripe.landing import land_objects
 from apex_pipelines.stripe.links import stripe_ids
 from apex_pipelines.stripe.models import InvoiceLedgerEntry
-from apex_pipelines.stripe.reconciliation import Comparison, ask_stripe, comparisons
+from apex_pipelines.stripe.reconciliation import (
+    BilledLine,
+    Comparison,
+    ask_stripe,
+    billed_lines,
+    comparisons,
+)
 from apex_pipelines.stripe.usage_sync import UsageSync
 
 # Stripe leaves a draft open for an hour.
@@ -97,15 +102,15 @@ class ClosingReport:
     meter_events : int
         Accepted by Stripe, in all runs.
     compared : int
-        Customers, metrics and periods that were compared.
-    differences : list of Comparison
+        Quantities by customer, metric and period, and amounts by line, that were compared.
+    differences : list
         Those that somebody must look at; empty when all is right.
     """
 
     months: list[ClosedMonth] = field(default_factory=list)
     meter_events: int = 0
     compared: int = 0
-    differences: list[Comparison] = field(default_factory=list)
+    differences: list[Comparison | BilledLine] = field(default_factory=list)
 
 
 def close_months(
@@ -140,6 +145,7 @@ def close_months(
             closing.end_period(month)
             say(f"{number} of {len(months)} periods closed")
         closing.move(now)
+        closing.post_items()
         return closing.report(months)
 
 
@@ -247,12 +253,13 @@ class _Closing:
             self._engine, self._warehouse, self._stripe, self._clock,
             livemode=self._livemode, concurrency=self._concurrency,
         ).run()  # fmt: skip
-        self._land()
-        post_items(
-            self._stripe, self._engine, self._warehouse, self._clock.now(),
-            livemode=self._livemode, customer_id=month.customer_id,
-        )  # fmt: skip
+        self.post_items()
         self.move(month.period_end + 2 * _GRACE)
+
+    def post_items(self) -> None:
+        """What invoices lack; fees of a calendar month that has just ended wait for the next one."""
+        self._land()
+        post_items(self._stripe, self._engine, self._warehouse, self._clock.now(), livemode=self._livemode)
 
     def _land(self) -> None:
         """What posting items looks at: few objects, read anew each time."""
@@ -279,13 +286,14 @@ class _Closing:
             self._engine, self._warehouse, self._stripe, self._clock,
             livemode=self._livemode, concurrency=self._concurrency,
         )  # fmt: skip
-        copy_table(self._engine, self._warehouse, LEDGER, self._clock.now())
         compared = comparisons(self._warehouse, everything=True)
+        lines = billed_lines(self._warehouse, everything=True)
+        sides: list[Comparison | BilledLine] = [*compared, *lines]
         return ClosingReport(
             months=[self._closed(month) for month in months],
             meter_events=Counter(event["state"] for event in self._get("meter_events"))["counted"],
-            compared=len(compared),
-            differences=[each for each in compared if each.is_difference],
+            compared=len(sides),
+            differences=[each for each in sides if each.is_difference],
         )
 
     def _closed(self, month: Month) -> ClosedMonth:

@@ -1,7 +1,7 @@
 """Money that Stripe doesn't compute by itself, onto its invoices: exactly what is missing there, once.
 
-Belongs here: the difference between `marts.invoice_lines` and what Stripe's invoices say, its ledger, and
-posting it. Does not belong here: what anything costs (the marts decide), sending use (`usage_sync.py`).
+Belongs here: the ledger of invoice items and posting them. Does not belong here: what is due, and what Stripe
+charges by itself (`intermediate.int_stripe_lines`); sending use (`usage_sync.py`).
 
 An item goes onto the customer's draft invoice, which Stripe leaves open for an hour after the period's end,
 and else waits at Stripe for the next invoice. A line that changes later (a late event, a correction, a plan
@@ -10,8 +10,7 @@ that was changed inside the period) is made right by one more item, which may be
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,38 +23,21 @@ from stripe import InvalidRequestError, StripeClient
 from apex_pipelines.stripe.links import stripe_ids
 from apex_pipelines.stripe.models import InvoiceLedgerEntry, SentState
 
+LEDGER = "stripe_invoice_ledger"
+ENTRY_KEY = "apex_entry"
 # Use may come 35 days late and periods last a month; a correction of older lines is made by hand.
 LOOK_BACK = timedelta(days=100)
-ENTRY_KEY = "apex_entry"
-LEDGER = "stripe_invoice_ledger"
 
-_DUE = """
+# That Stripe has not charged a month yet is no reason to charge it twice: its invoice may not be read yet.
+_LINES = """
 select
-    customer_id, ifNull(subscription_id, '') as subscription_id, toString(line_type) as line_type,
-    ifNull(toString(metric_type), '') as metric_type, period_start, period_end, due_at, quantity,
-    amount_cents, toString(currency) as currency
-from marts.invoice_lines
-where is_final and due_at > {since:DateTime64(6)} and period_end <= {now:DateTime64(6)}
-order by customer_id, period_start, line_type, metric_type
-"""
-# What Stripe charges by itself: the price of each month, and prorations of somebody's change at Stripe.
-_NATIVE = """
-select
-    line.subscription_id as subscription_id, line.period_start as period_start,
-    sum(amount_cents) as amount_cents
-from staging.stg_stripe_invoice_lines as line
-inner join staging.stg_stripe_invoices as invoice on line.invoice_id = invoice.invoice_id
+    customer_id, toString(line_type) as line_type, toString(metric_type) as metric_type, period_start,
+    period_end, due_cents, charged_cents, toString(currency) as currency
+from intermediate.int_stripe_lines
 where
-    line.parent_type = 'subscription_item_details' and invoice.status != 'void'
-    and line.period_start > {since:DateTime64(6)}
-    -- A metered line says how much was used and costs nothing, and is no sign that the month was charged.
-    and line.price_id in (select price_id from staging.stg_stripe_prices where usage_type = 'licensed')
-group by subscription_id, period_start
-"""
-_STARTED = """
-select subscription_id, stripe_customer_id, started_at
-from staging.stg_stripe_subscriptions
-where started_at is not null
+    charged_cents is not null and period_end <= {now:DateTime64(6)} and period_end > {since:DateTime64(6)}
+    and {customer_id:String} in ('', customer_id)
+order by customer_id, period_start, line_type, metric_type
 """
 
 
@@ -70,93 +52,46 @@ class LineKey:
 
 
 @dataclass(frozen=True, slots=True)
-class DueLine:
-    """What a customer owes for one line; `quantity` in storage units, amount in minor units."""
+class Line:
+    """What is due for an ended period, and what Stripe charges of it by itself; in minor units."""
 
     key: LineKey
-    subscription_id: str
     period_end: datetime
-    due_at: datetime
-    quantity: int | None
-    amount_cents: int
+    due_cents: int
+    charged_cents: int
     currency: str
-
-
-@dataclass(frozen=True, slots=True)
-class NativeCharge:
-    """What Stripe's own lines of one subscription charge, by the start of what they are for."""
-
-    period_start: datetime
-    amount_cents: int
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """An item to post; `amount_cents` is never zero, and negative for a credit."""
 
-    line: DueLine
+    line: Line
     amount_cents: int
 
 
 @dataclass(frozen=True, slots=True)
 class PostedItem:
-    """An item at Stripe, on the draft `invoice_id` or, when that is None, waiting for the next invoice."""
+    """An item, and where it is.
+
+    Attributes
+    ----------
+    amount_cents : int
+        In minor units; negative for a credit.
+    invoice_id : str or None
+        The draft that it stands on at Stripe; None: it waits for the customer's next invoice.
+    error : str or None
+        Why Stripe refused it; it is not at Stripe then, and tried again by the next call.
+    """
 
     customer_id: str
     line_type: str
     metric_type: str
+    period_start: datetime
     amount_cents: int
     currency: str
-    invoice_id: str | None
-
-
-def differences(
-    due: Iterable[DueLine],
-    native: Mapping[str, Iterable[NativeCharge]],
-    posted: Mapping[LineKey, int],
-    billed_from: Mapping[str, datetime],
-    customer_since: Mapping[str, datetime],
-) -> list[Difference]:
-    """What is missing on Stripe's invoices, or too much.
-
-    Parameters
-    ----------
-    due : iterable
-        Lines of ended periods.
-    native : mapping
-        By our subscription, what Stripe charges by itself. A subscription's price is compared only where
-        Stripe has charged something for the period: that it has not yet is no reason to charge it twice.
-    posted : mapping
-        By line, the sum of the ledger's entries that were not rejected, in minor units.
-    billed_from : mapping
-        By our subscription, since when it is at Stripe; a period that began before was billed elsewhere.
-    customer_since : mapping
-        By our customer, since when any of their subscriptions is; fees due before were billed elsewhere.
-    """
-    found = []
-    for line in due:
-        charged = 0
-        if line.key.line_type == "platform_fee":
-            start = customer_since.get(line.key.customer_id)
-            if start is None or line.due_at <= start:
-                continue
-        else:
-            start = billed_from.get(line.subscription_id)
-            if start is None or line.key.period_start < start:
-                continue
-        if line.key.line_type == "subscription":
-            inside = [
-                charge.amount_cents
-                for charge in native.get(line.subscription_id, ())
-                if line.key.period_start <= charge.period_start < line.period_end
-            ]
-            if not inside:
-                continue
-            charged = sum(inside)
-        missing = line.amount_cents - charged - posted.get(line.key, 0)
-        if missing:
-            found.append(Difference(line, missing))
-    return found
+    invoice_id: str | None = None
+    error: str | None = None
 
 
 def post_items(
@@ -173,26 +108,29 @@ def post_items(
 
     The marts and the copies of Stripe's objects must be up to date. Of two calls at once the second waits.
 
+    Returns
+    -------
+    list of PostedItem
+        One for each item that was missing or left by an earlier call; those with an `error` are pending.
+
     Raises
     ------
     stripe.StripeError
-        As Stripe answers. What was posted is in the ledger; running it again goes on.
+        When Stripe can't be reached or the key is wrong. Running it again goes on.
     """
     with engine.connect() as guard:  # its transaction holds the lock until the end
         guard.execute(sa.text("select pg_advisory_xact_lock(hashtext('apex.stripe.invoice_items'))"))
         before = _pending(engine, livemode=livemode, customer_id=customer_id)
         with engine.begin() as connection:
             customers = stripe_ids(connection, "customer", livemode=livemode)
-            subscriptions = stripe_ids(connection, "subscription", livemode=livemode)
+            # The ledger itself and not its copy, which is of a moment ago.
             posted = _posted(connection, livemode=livemode)
-            due = [
-                line
-                for line in _due(warehouse, now)
-                if line.key.customer_id in customers and customer_id in (None, line.key.customer_id)
+            missing = [
+                Difference(line, amount)
+                for line in _lines(warehouse, now, customer_id)
+                if (amount := line.due_cents - line.charged_cents - posted.get(line.key, 0))
+                and line.key.customer_id in customers
             ]
-            native = _native(warehouse, now, subscriptions)
-            billed_from, customer_since = _starts(warehouse, customers, subscriptions)
-            missing = differences(due, native, posted, billed_from, customer_since)
             _write_entries(connection, missing, customers, now, livemode=livemode)
         # A call that was interrupted may have left its item at Stripe.
         tried = {entry.id for entry in before}
@@ -204,50 +142,18 @@ def post_items(
     return done
 
 
-def _due(warehouse: Client, now: datetime) -> list[DueLine]:
-    rows = warehouse.query(_DUE, parameters={"since": now - LOOK_BACK, "now": now}).named_results()
+def _lines(warehouse: Client, now: datetime, customer_id: str | None) -> list[Line]:
+    parameters = {"now": now, "since": now - LOOK_BACK, "customer_id": customer_id or ""}
     return [
-        DueLine(
+        Line(
             LineKey(row["customer_id"], row["line_type"], row["metric_type"], _utc(row["period_start"])),
-            row["subscription_id"],
             _utc(row["period_end"]),
-            _utc(row["due_at"]),
-            row["quantity"],
-            row["amount_cents"],
+            row["due_cents"],
+            row["charged_cents"],
             row["currency"],
         )
-        for row in rows
+        for row in warehouse.query(_LINES, parameters=parameters).named_results()
     ]
-
-
-def _native(
-    warehouse: Client, now: datetime, subscriptions: Mapping[str, str]
-) -> dict[str, list[NativeCharge]]:
-    ours = {stripe_id: local for local, stripe_id in subscriptions.items()}
-    native: dict[str, list[NativeCharge]] = defaultdict(list)
-    # A period that is looked at may have begun a month before the line fell due.
-    since = now - LOOK_BACK - timedelta(days=31)
-    for row in warehouse.query(_NATIVE, parameters={"since": since}).named_results():
-        if row["subscription_id"] in ours:
-            charge = NativeCharge(_utc(row["period_start"]), row["amount_cents"])
-            native[ours[row["subscription_id"]]].append(charge)
-    return native
-
-
-def _starts(
-    warehouse: Client, customers: Mapping[str, str], subscriptions: Mapping[str, str]
-) -> tuple[dict[str, datetime], dict[str, datetime]]:
-    """Since when Stripe has each of our subscriptions, and each of our customers with one."""
-    our_subscription = {stripe_id: local for local, stripe_id in subscriptions.items()}
-    our_customer = {stripe_id: local for local, stripe_id in customers.items()}
-    by_subscription: dict[str, datetime] = {}
-    by_customer: dict[str, datetime] = {}
-    for subscription, customer, at in warehouse.query(_STARTED).result_rows:
-        if subscription in our_subscription and customer in our_customer:
-            start, local = _utc(at), our_customer[customer]
-            by_subscription[our_subscription[subscription]] = start
-            by_customer[local] = min(start, by_customer.get(local, start))
-    return by_subscription, by_customer
 
 
 def _posted(connection: sa.Connection, *, livemode: bool) -> dict[LineKey, int]:
@@ -314,23 +220,31 @@ def _pending(engine: sa.Engine, *, livemode: bool, customer_id: str | None) -> l
 def _post(
     client: StripeClient, engine: sa.Engine, entry: sa.Row[Any], now: datetime, *, was_tried: bool
 ) -> PostedItem:
-    found = _find(client, entry) if was_tried else None
-    if found is None:
-        found = _create(client, entry)
+    invoice_id = error = None
+    changes: dict[str, Any]
+    try:
+        found = _find(client, entry) if was_tried else None
+        if found is None:
+            found = _create(client, entry)
+        invoice_id = found.invoice
+        changes = {
+            "state": str(SentState.SENT),
+            "stripe_id": found.id,
+            "settled_at": now,
+            "error_message": None,
+        }
+    except InvalidRequestError as refusal:
+        # What is wrong with one customer must not keep the others waiting.
+        error = str(refusal)
+        changes = {"error_message": error}
     with engine.begin() as connection:
         connection.execute(
-            sa.update(InvoiceLedgerEntry)
-            .where(InvoiceLedgerEntry.id == entry.id)
-            .values(state=str(SentState.SENT), stripe_id=found.id, settled_at=now)
+            sa.update(InvoiceLedgerEntry).where(InvoiceLedgerEntry.id == entry.id).values(**changes)
         )
     return PostedItem(
-        entry.customer_id,
-        entry.line_type,
-        entry.metric_type,
-        entry.amount_cents,
-        entry.currency,
-        found.invoice,
-    )
+        entry.customer_id, entry.line_type, entry.metric_type, entry.period_start, entry.amount_cents,
+        entry.currency, invoice_id, error,
+    )  # fmt: skip
 
 
 def _create(client: StripeClient, entry: sa.Row[Any]) -> Any:

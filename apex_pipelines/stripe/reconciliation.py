@@ -26,6 +26,7 @@ from apex_pipelines.stripe.meter_summaries import land_summaries
 # An invoice comes at the end of a period that may have ended when the oldest use that still counts happened.
 _INVOICES_BACK = timedelta(days=75)
 LEDGER = "stripe_meter_ledger"
+ITEM_LEDGER = "stripe_invoice_ledger"
 # Columns of the ledger that its copy has no need for: the day of slot_start.
 LEDGER_LEFT_OUT = ("usage_date",)
 _ROWS = """
@@ -37,6 +38,48 @@ _ROWS = """
     where {customer_id:String} in ('', customer_id) and (cause != '' or {all:Bool})
     order by is_difference desc, customer_name, customer_id, period_start, metric_type
 """
+
+
+_LINES = """
+    select
+        customer_id, customer_name, toString(line_type) as line_type, toString(metric_type) as metric_type,
+        period_start, period_end, due_cents, charged_cents, posted_cents, invoiced_cents,
+        toString(currency) as currency, toString(cause) as cause, is_difference
+    from marts.stripe_invoice_reconciliation
+    where {customer_id:String} in ('', customer_id) and (cause != '' or {all:Bool})
+    order by is_difference desc, customer_name, customer_id, period_start, line_type, metric_type
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BilledLine:
+    """A line of `marts.invoice_lines` on both sides, in minor units of its currency.
+
+    Attributes
+    ----------
+    charged_cents : int or None
+        By lines of Stripe's own; None while there is none for the month.
+    posted_cents, invoiced_cents : int
+        By our items: what the ledger has, and what stands on invoices.
+    cause : str
+        A word of docs/stripe.md; empty when all agree.
+    is_difference : bool
+        Whether somebody must look.
+    """
+
+    customer_id: str
+    customer_name: str
+    line_type: str
+    metric_type: str
+    period_start: datetime
+    period_end: datetime
+    due_cents: int
+    charged_cents: int | None
+    posted_cents: int
+    invoiced_cents: int
+    currency: str
+    cause: str
+    is_difference: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +111,33 @@ class Comparison:
     is_difference: bool
 
 
+def billed_lines(
+    warehouse: Client, *, customer_id: str | None = None, everything: bool = False
+) -> list[BilledLine]:
+    """Lines with a cause to tell of, differences first; with `everything`, those that agree too."""
+    parameters = {"customer_id": customer_id or "", "all": everything}
+    return [
+        BilledLine(**_with_zone(row))
+        for row in warehouse.query(_LINES, parameters=parameters).named_results()
+    ]
+
+
 def comparisons(
     warehouse: Client, *, customer_id: str | None = None, everything: bool = False
 ) -> list[Comparison]:
     """What has a cause to tell of, differences first; with `everything`, what agrees too."""
     parameters = {"customer_id": customer_id or "", "all": everything}
     return [
-        Comparison(
-            **row
-            | {
-                "period_start": row["period_start"].replace(tzinfo=UTC),
-                "period_end": row["period_end"].replace(tzinfo=UTC),
-                "is_difference": bool(row["is_difference"]),
-            }
-        )
-        for row in warehouse.query(_ROWS, parameters=parameters).named_results()
+        Comparison(**_with_zone(row)) for row in warehouse.query(_ROWS, parameters=parameters).named_results()
     ]
+
+
+def _with_zone(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {
+        "period_start": row["period_start"].replace(tzinfo=UTC),
+        "period_end": row["period_end"].replace(tzinfo=UTC),
+        "is_difference": bool(row["is_difference"]),
+    }
 
 
 def ask_stripe(
@@ -111,6 +165,7 @@ def ask_stripe(
             livemode=livemode, customer_id=customer_id, concurrency=concurrency, wait=wait,
         )  # fmt: skip
         copy_table(engine, warehouse, LEDGER, clock.now(), left_out=LEDGER_LEFT_OUT)
+        copy_table(engine, warehouse, ITEM_LEDGER, clock.now())
     with engine.connect() as connection:
         linked = links.customer_links(connection, livemode=livemode)
     stripe_customer_id = linked[customer_id].stripe_id if customer_id in linked else None

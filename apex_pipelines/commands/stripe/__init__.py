@@ -5,7 +5,10 @@ from __future__ import annotations
 import click
 
 from apex_pipelines.commands.stripe.backfill import backfill
+from apex_pipelines.commands.stripe.bootstrap import bootstrap
 from apex_pipelines.commands.stripe.inbox import inbox
+from apex_pipelines.commands.stripe.invoice import invoice
+from apex_pipelines.commands.stripe.push import push
 from apex_pipelines.commands.stripe.reconcile import reconcile
 from apex_pipelines.commands.stripe.sandbox import sandbox
 from apex_pipelines.commands.stripe.sweep import sweep
@@ -18,8 +21,11 @@ def stripe() -> None:
 
 
 stripe.add_command(sandbox)
+stripe.add_command(bootstrap)
+stripe.add_command(push)
 stripe.add_command(backfill)
 stripe.add_command(sweep)
 stripe.add_command(inbox)
 stripe.add_command(sync)
+stripe.add_command(invoice)
 stripe.add_command(reconcile)

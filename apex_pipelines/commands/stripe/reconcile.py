@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -11,11 +13,10 @@ from apex_pipelines.platform import clickhouse, postgres
 from apex_pipelines.platform.clock import clock_from_setting
 from apex_pipelines.settings import Settings
 from apex_pipelines.stripe.client import connect, is_live
-from apex_pipelines.stripe.reconciliation import ask_stripe, comparisons
+from apex_pipelines.stripe.reconciliation import BilledLine, Comparison, ask_stripe, billed_lines, comparisons
 
-_COLUMNS = [
-    "customer", "metric", "period", "counted", "ledger", "meter", "invoice", "cause",
-]  # fmt: skip
+_USE = ["customer", "metric", "period", "counted", "ledger", "meter", "invoice", "cause"]
+_MONEY = ["customer", "line", "period", "due", "charged", "posted", "invoiced", "cause"]
 
 
 @click.command(
@@ -26,9 +27,10 @@ _COLUMNS = [
 @json_option
 @click.pass_obj
 def reconcile(settings: Settings, customer_id: str | None, everything: bool, as_json: bool) -> None:
-    """Ask Stripe for its meters' sums and invoices, and show what differs from what was counted.
+    """Ask Stripe for its meters' sums and invoices, and show what differs from what was counted and is due.
 
-    By customer, metric and billing period, with the likely cause; docs/stripe.md says what to do about each.
+    Use by customer, metric and billing period, money by invoice line, in minor units; each with the likely
+    cause. docs/stripe.md says what to do about it.
     Exits with 1 when somebody must look.
     """
     engine = postgres.create_engine(settings)
@@ -39,26 +41,49 @@ def reconcile(settings: Settings, customer_id: str | None, everything: bool, as_
             livemode=is_live(settings), customer_id=customer_id, concurrency=settings.stripe_concurrency,
         )  # fmt: skip
         found = comparisons(warehouse, customer_id=customer_id, everything=everything)
+        lines = billed_lines(warehouse, customer_id=customer_id, everything=everything)
     finally:
         warehouse.close()
         engine.dispose()
-    rows = [
-        asdict(each) if as_json
-        else {
-            "customer": f"{each.customer_name} ({each.customer_id})",
-            "metric": each.metric_type,
-            "period": f"{each.period_start:%F %T} to {each.period_end:%F %T}",
-            "counted": each.counted_quantity,
-            "ledger": each.ledger_quantity,
-            "meter": each.meter_quantity,
-            "invoice": each.invoice_quantity,
-            "cause": each.cause,
-        }
-        for each in found
-    ]  # fmt: skip
-    show(rows, _COLUMNS, as_json=as_json, title="Counted use and Stripe's")
-    differences = sum(each.is_difference for each in found)
-    if differences:
+    if as_json:
+        sides = {"use": [asdict(each) for each in found], "money": [asdict(each) for each in lines]}
+        click.echo(json.dumps(sides, default=str, indent=2))
+    else:
+        show([_use(each) for each in found], _USE, as_json=False, title="Counted use and Stripe's")
+        show(
+            [_money(each) for each in lines], _MONEY, as_json=False, title="What is due and Stripe's invoices"
+        )
+    if any(each.is_difference for each in found) or any(each.is_difference for each in lines):
         raise SystemExit(1)
     if not as_json:
-        out.print("Counted use, the ledger, Stripe's meters and its invoices agree.")
+        out.print("Counted use, the ledgers, Stripe's meters and its invoices agree.")
+
+
+def _use(each: Comparison) -> dict[str, Any]:
+    return {
+        "customer": f"{each.customer_name} ({each.customer_id})",
+        "metric": each.metric_type,
+        "period": _period(each),
+        "counted": each.counted_quantity,
+        "ledger": each.ledger_quantity,
+        "meter": each.meter_quantity,
+        "invoice": each.invoice_quantity,
+        "cause": each.cause,
+    }
+
+
+def _money(each: BilledLine) -> dict[str, Any]:
+    return {
+        "customer": f"{each.customer_name} ({each.customer_id})",
+        "line": f"{each.line_type} {each.metric_type}".rstrip(),
+        "period": _period(each),
+        "due": each.due_cents,
+        "charged": each.charged_cents,
+        "posted": each.posted_cents,
+        "invoiced": each.invoiced_cents,
+        "cause": each.cause,
+    }
+
+
+def _period(each: Comparison | BilledLine) -> str:
+    return f"{each.period_start:%F %T} to {each.period_end:%F %T}"

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
+from apex_pipelines.defs.stripe.keys import ACCOUNTS, NO_KEY
 from apex_pipelines.stripe.account import read_account
 from apex_pipelines.stripe.catching_up import catch_up
 from apex_pipelines.stripe.inbox import count_failed, drain_inbox
 from apex_pipelines.stripe.landing import count_objects
 from apex_pipelines.stripe.object_types import OBJECT_TYPES
 
-NO_KEY = {"skipped": "STRIPE_SECRET_KEY is not set"}
 KINDS = {dg.AssetKey(["stripe", kind.title]): kind for kind in OBJECT_TYPES.values()}
 WEBHOOKS_TAKEN_IN = dg.AssetKey(["stripe", "webhooks_taken_in"])
 NONE_FAILED = "none_rests_as_failed"
@@ -23,6 +23,7 @@ NONE_FAILED = "none_rests_as_failed"
     specs=[
         dg.AssetSpec(
             key,
+            deps=[ACCOUNTS],
             group_name="stripe",
             kinds={"stripe", "clickhouse"},
             description=f"Stripe's {kind.title.replace('_', ' ')}: read whole once, then what changes.",

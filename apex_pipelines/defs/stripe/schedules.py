@@ -3,7 +3,8 @@
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
-from apex_pipelines.defs.stripe.assets import KINDS, NO_KEY
+from apex_pipelines.defs.stripe.assets import KINDS
+from apex_pipelines.defs.stripe.keys import NO_KEY
 
 stripe_sweep = dg.define_asset_job(
     "stripe_sweep",

@@ -4,7 +4,8 @@ import dagster as dg
 
 from apex_pipelines.defs.messaging.sensors import UNDER_WAY
 from apex_pipelines.defs.platform.resources import Stores
-from apex_pipelines.defs.stripe.assets import NO_KEY, WEBHOOKS_TAKEN_IN
+from apex_pipelines.defs.stripe.assets import WEBHOOKS_TAKEN_IN
+from apex_pipelines.defs.stripe.keys import NO_KEY
 from apex_pipelines.stripe.inbox import count_due
 
 stripe_webhooks = dg.define_asset_job(

@@ -52,7 +52,9 @@ AFTER_SCORES = "stg_churn_scores+"
 AFTER_MAILS = "source:raw.events+ source:raw.email_log+"
 # Models that read what Stripe was told of use, which is sent from what other models counted. Built with those
 # after the mails: both stand at the end of the graph, and a dbt call of their own would cost seconds.
-AFTER_STRIPE = "source:raw.stripe_meter_ledger+ source:raw.stripe_meter_summaries+"
+AFTER_STRIPE = (
+    "source:raw.stripe_meter_ledger+ source:raw.stripe_meter_summaries+ source:raw.stripe_invoice_ledger+"
+)
 
 # Incremental models expect one dbt run at a time: dagster.yaml lets one run of this pool go at once.
 WAREHOUSE_POOL = "warehouse"

@@ -15,6 +15,7 @@ STRIPE_MIRRORED = (
     WEBHOOKS_TAKEN_IN,
 )
 EMAILS_SENT = dg.AssetKey(["messaging", "emails_sent"])
+INVOICE_ITEMS = dg.AssetKey(["stripe", "invoice_items"])
 METER_SUMMARIES = dg.AssetKey(["raw", "stripe_meter_summaries"])
 DRIFT = "no_column_is_missing"
 
@@ -86,7 +87,7 @@ COPIES = (
         "stripe_invoice_ledger",
         "stripe",
         "What was put onto Stripe's invoices beside its own lines, one row an item.",
-        after=(METER_SUMMARIES,),
+        after=(METER_SUMMARIES, INVOICE_ITEMS),
     ),
     CopiedTable(
         "webhook_inbox",

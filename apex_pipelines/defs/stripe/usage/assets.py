@@ -5,13 +5,12 @@ from typing import Any
 import dagster as dg
 
 from apex_pipelines.defs.platform.resources import Stores
+from apex_pipelines.defs.stripe.keys import NO_KEY, USAGE_SYNC
 from apex_pipelines.stripe.client import connect, is_live
 from apex_pipelines.stripe.meter_summaries import land_summaries
 from apex_pipelines.stripe.usage_sync import SyncReport, UsageSync
 
-USAGE_SYNC = dg.AssetKey(["stripe", "usage_sync"])
 EVERYTHING_IS_SETTLED = "everything_is_settled"
-SKIPPED = "STRIPE_SECRET_KEY is not set, so nothing talks to Stripe"
 _SHOWN = 50
 
 
@@ -32,7 +31,7 @@ def usage_sync(context: dg.AssetExecutionContext, stores: Stores) -> dg.Material
     """Ledger of the use that Stripe was told of: the difference to what was counted, sent as meter events."""
     settings = stores.settings
     if settings.stripe_secret_key is None:
-        return dg.MaterializeResult(metadata={"skipped": SKIPPED}, check_results=[_settled(SyncReport())])
+        return dg.MaterializeResult(metadata=NO_KEY, check_results=[_settled(SyncReport())])
     with stores.postgres() as engine, stores.clickhouse(context) as warehouse:
         report = UsageSync(
             engine, warehouse, connect(settings), stores.clock,
@@ -51,7 +50,7 @@ def stripe_meter_summaries(context: dg.AssetExecutionContext, stores: Stores) ->
     """What Stripe's meters add up to, for each customer, metric and billing period that may still change."""
     settings = stores.settings
     if settings.stripe_secret_key is None:
-        return dg.MaterializeResult(metadata={"skipped": SKIPPED})
+        return dg.MaterializeResult(metadata=NO_KEY)
     with stores.postgres() as engine, stores.clickhouse(context) as warehouse:
         landed = land_summaries(
             engine, warehouse, connect(settings), stores.clock,

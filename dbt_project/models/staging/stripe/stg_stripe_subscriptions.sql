@@ -1,6 +1,7 @@
 select
     object_id as subscription_id,
     {{ stripe_reference('customer') }} as stripe_customer_id,
+    {{ stripe_text('metadata', 'subscription_id') }} as local_subscription_id,
     {{ stripe_text('status') }} as status,
     {{ stripe_text('collection_method') }} as collection_method,
     {{ stripe_text('currency') }} as currency,
