@@ -33,6 +33,26 @@ def _shown(row: sa.RowMapping) -> dict[str, Any]:
     }
 
 
+def _push(settings: Settings, customer_id: str) -> str:
+    """What became of the customer at Stripe; the customer is ours already, whatever Stripe says."""
+    import stripe  # takes a second, and only this command wants it
+
+    from apex_pipelines.stripe.accounts import NotBootstrapped, push
+    from apex_pipelines.stripe.client import StripeSettingsError, connect, is_live
+
+    engine = _engine(settings)
+    try:
+        [pushed] = push(
+            connect(settings), engine, clock_from_setting(settings.clock).now(),
+            livemode=is_live(settings), customer_id=customer_id,
+        )  # fmt: skip
+    except (stripe.StripeError, NotBootstrapped, StripeSettingsError) as error:
+        return f"not yet: {error}; `apex stripe push` tries again"
+    if pushed.error:
+        return f"not yet: {pushed.error}; `apex stripe push` tries again"
+    return f"customer {pushed.stripe_customer_id}, subscription {pushed.stripe_subscription_id}"
+
+
 @click.group()
 def customer() -> None:
     """Customers: create, list, show."""
@@ -46,7 +66,10 @@ def customer() -> None:
 @click.option("--plan", default="starter", show_default=True, help="Plan of the trial that starts now.")
 @click.pass_obj
 def create(settings: Settings, name: str, email: str, plan: str) -> None:
-    """Create a customer with a trial subscription and an API key, which is shown this once."""
+    """Create a customer with a trial subscription and an API key, which is shown this once.
+
+    With STRIPE_SECRET_KEY set they are made known to Stripe at once; if that fails, the next push does it.
+    """
     if plan not in plans():
         raise click.BadParameter(f"{plan!r} is none of {', '.join(plans())}", param_hint="--plan")
     now = clock_from_setting(settings.clock).now()
@@ -56,6 +79,8 @@ def create(settings: Settings, name: str, email: str, plan: str) -> None:
         key = api_keys.issue_key(connection, customer_id, now)
     out.print(f"customer {customer_id}")
     out.print(f"API key  {key.plaintext}  (shown once; only its hash is kept)", soft_wrap=True)
+    if settings.stripe_secret_key is not None:
+        out.print(f"Stripe   {_push(settings, customer_id)}", soft_wrap=True)
 
 
 @customer.command("list", epilog="\b\nExample:\n  apex customer list --limit 20\n")

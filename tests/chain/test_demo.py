@@ -66,7 +66,7 @@ def forget_what_was_confirmed(home: DemoHome) -> None:
         state.unlink()
 
 
-@pytest.mark.slow  # the test of the kills shows the same after accidents
+@pytest.mark.slow  # and the test of the kills shows the same after accidents
 def test_a_second_run_that_sends_everything_again_changes_nothing(undisturbed: Undisturbed) -> None:
     home, first = undisturbed.home, undisturbed.result
     on_disk = mails_on_disk(home.settings.outbox_dir)
@@ -77,7 +77,8 @@ def test_a_second_run_that_sends_everything_again_changes_nothing(undisturbed: U
     assert mails_on_disk(home.settings.outbox_dir) == on_disk
 
 
-@pytest.mark.parametrize("is_long", [False, pytest.param(True, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("is_long", [False, True])
 @pytest.mark.timeout(900)
 def test_each_process_killed_once_and_everything_sent_again(
     undisturbed: Undisturbed, tmp_path: Path, is_long: bool

@@ -143,7 +143,7 @@ class Stream:
         return made
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_figures_are_right_whatever_arrives_before_between_and_after_runs_of_the_models(
     seed: int, reading_api: Api, models: Models, new_reader: Callable[..., Reader]
 ) -> None:

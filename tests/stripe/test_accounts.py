@@ -6,10 +6,13 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner, Result
 
 from apex_pipelines.billing.store import NewSubscription, cancel, change_plan, subscribe, sync_plans
+from apex_pipelines.commands.customers import customer as customer_command
 from apex_pipelines.customers.store import NewCustomer, create_customer
 from apex_pipelines.platform.clock import ManualClock
+from apex_pipelines.settings import Settings
 from apex_pipelines.stripe.accounts import NotBootstrapped, Pushed, push
 from apex_pipelines.stripe.bootstrap import bootstrap
 from apex_pipelines.stripe.links import stripe_ids
@@ -154,6 +157,25 @@ def test_whom_stripe_refuses_keeps_nobody_else_waiting(
     assert outcomes[rich].outcome == "created"
     assert outcomes[poor].outcome == "refused"
     assert "payment" in (outcomes[poor].error or "")
+
+
+def test_a_customer_made_by_command_is_at_stripe_at_once_and_ours_even_when_stripe_is_away(
+    at_stripe: Sandbox, engine: sa.Engine, settings: Settings, clock: ManualClock
+) -> None:
+    def create(name: str) -> Result:
+        return CliRunner().invoke(customer_command, ["create", name, f"{name}@example.com"], obj=settings)
+
+    there = create("anna")
+    assert there.exit_code == 0, there.output
+    [made] = at_stripe.client().v1.customers.list({"limit": 100}).data
+    assert f"customer {made.id}, subscription sub_" in there.output
+    at_stripe.fault(status=500)
+    away = create("ben")
+    assert away.exit_code == 0, away.output
+    assert "`apex stripe push` tries again" in away.output
+    at_stripe.no_faults()
+    assert {each.outcome for each in run(at_stripe, engine, clock)} == {"unchanged", "created"}
+    assert "sk_test" not in there.output + away.output
 
 
 def test_without_the_catalogue_at_stripe_it_says_what_to_run(

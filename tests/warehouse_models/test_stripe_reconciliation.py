@@ -19,10 +19,10 @@ from apex_pipelines.stripe.landing import land_objects
 from apex_pipelines.stripe.links import link, stripe_ids
 from apex_pipelines.stripe.reconciliation import Comparison, ask_stripe, comparisons
 from apex_pipelines.stripe.usage_sync import UsageSync
-from tests.stripe.sandbox import Sandbox, stripe_sandbox
+from tests.stripe.sandbox import Sandbox, running_stripe_sandbox, stripe_sandbox
 from tests.warehouse_models.conftest import Models
 
-__all__ = ["stripe_sandbox"]
+__all__ = ["running_stripe_sandbox", "stripe_sandbox"]
 
 STARTED = datetime(2026, 4, 10, 12, tzinfo=UTC)
 USED_ON = datetime(2026, 5, 1, tzinfo=UTC)

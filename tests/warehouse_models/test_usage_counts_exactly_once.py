@@ -351,7 +351,11 @@ def _insert_many(models: Models, part: int, rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("model", "state"),
-    [("int_usage_events", "begun"), ("int_usage_events", "stored"), ("usage_daily", "begun")],
+    [
+        ("int_usage_events", "begun"),
+        pytest.param("int_usage_events", "stored", marks=pytest.mark.slow),
+        pytest.param("usage_daily", "begun", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_changes_nothing_that_the_next_one_does_not_heal(
     models: Models, model: str, state: str
