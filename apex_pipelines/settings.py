@@ -286,6 +286,11 @@ class Settings(BaseSettings):
         return timedelta(days=self.event_max_late_days)
 
     @property
+    def stripe_livemode(self) -> bool:
+        """Whether the key is one of Stripe's live mode; False without a key."""
+        return (self.stripe_secret_key or "").startswith(("sk_live_", "rk_live_"))
+
+    @property
     def api_url(self) -> str:
         return f"http://{self.api_host}:{self.api_port}"
 

@@ -112,6 +112,9 @@ def mirror_subscription(
     row = connection.execute(
         sa.select(Subscription.__table__).where(Subscription.id == state.id).with_for_update()
     ).one_or_none()
+    if row is not None and row.status == state.status == SubscriptionStatus.CANCELED:
+        # It ended when we ended it, and there when that was heard of.
+        values["cancelled_at"] = row.cancelled_at
     if row is not None and keep_terms:
         kept = ["plan_type", "base_price_cents", "currency"]
         if row.status == SubscriptionStatus.CANCELED:

@@ -67,7 +67,7 @@ def dbt_environment(now: datetime) -> dict[str, str]:
     return {"APEX_DBT_AS_OF_INSTANT": f"{now.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"}
 
 
-def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
+def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int | bool]:
     """Variables that every dbt run of ours gets; the same for all runs of a day, or dbt would parse in each.
 
     Parameters
@@ -75,7 +75,7 @@ def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
     as_of : date
         Today in UTC.
     """
-    optional: dict[str, str | int] = {}
+    optional: dict[str, str | int | bool] = {}
     if settings.launch_date is not None:
         optional["launch_date"] = settings.launch_date.isoformat()
     return optional | {
@@ -83,6 +83,8 @@ def dbt_variables(settings: Settings, as_of: date) -> dict[str, str | int]:
         "churn_label": settings.churn_label,
         "churn_horizon_days": settings.churn_horizon_days,
         "churn_feature_step_days": settings.churn_feature_step_days,
+        # What the other mode's key fetched stays in the raw tables, and must not be taken for this one's.
+        "stripe_livemode": settings.stripe_livemode,
     }
 
 

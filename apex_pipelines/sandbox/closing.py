@@ -299,7 +299,7 @@ class _Closing:
     def _closed(self, month: Month) -> ClosedMonth:
         """The invoice that closed the month, its lines told apart by our ledger."""
         with self._engine.connect() as connection:
-            account = accounts(connection, customer_id=month.customer_id)[0]
+            account = accounts(connection, customer_id=month.customer_id)[-1]
             customer = stripe_ids(connection, "customer", livemode=self._livemode)[month.customer_id]
             entries = connection.execute(
                 sa.select(InvoiceLedgerEntry.stripe_id, InvoiceLedgerEntry.line_type).where(

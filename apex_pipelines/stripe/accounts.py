@@ -9,19 +9,28 @@ it again finds what was made, by the idempotency key for a day and by the metada
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from stripe import CardError, InvalidRequestError, StripeClient
+from stripe import (
+    APIConnectionError,
+    AuthenticationError,
+    RateLimitError,
+    StripeClient,
+    StripeError,
+)
+from stripe import PermissionError as PermissionError_
 
 from apex_pipelines.customers.models import Customer, SubscriptionStatus
 from apex_pipelines.customers.models import Subscription as OurSubscription
 from apex_pipelines.platform import catalogue
 from apex_pipelines.stripe.bootstrap import plan_price_name, product_id, usage_price_name
-from apex_pipelines.stripe.links import link, stripe_ids
+from apex_pipelines.stripe.links import LinkConflict, link, mirrored_terms, remember_terms, stripe_ids
+from apex_pipelines.stripe.standing import terms_text
 
 # What our subscriptions are told apart by at Stripe.
 CUSTOMER_KEY = "customer_id"
@@ -34,7 +43,7 @@ class NotBootstrapped(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A customer and their newest subscription, as our tables have them; instants are aware."""
+    """A customer and one of their subscriptions, as our tables have them; instants are aware."""
 
     customer_id: str
     name: str
@@ -49,6 +58,12 @@ class Account:
     current_period_start: datetime
     current_period_end: datetime
 
+    @property
+    def terms(self) -> str:
+        """What of the subscription may be changed on either side, as the mirror writes it down."""
+        ended = self.status == SubscriptionStatus.CANCELED
+        return terms_text(self.plan_type, self.base_price_cents, self.currency, is_ended=ended)
+
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
@@ -62,7 +77,7 @@ class Pushed:
 
 
 def accounts(connection: sa.Connection, *, customer_id: str | None = None) -> list[Account]:
-    """Every customer who has or had a subscription, oldest first; the open one, else the last."""
+    """Every subscription with its customer, by customers' age; of a customer the open one comes last."""
     ours = OurSubscription
     query = (
         sa.select(
@@ -72,10 +87,8 @@ def accounts(connection: sa.Connection, *, customer_id: str | None = None) -> li
             ours.current_period_end,
         )
         .join(ours, ours.customer_id == Customer.id)
-        .distinct(Customer.created_at, Customer.id)
         .order_by(
-            Customer.created_at, Customer.id, ours.status == SubscriptionStatus.CANCELED,
-            ours.started_at.desc(),
+            Customer.created_at, Customer.id, ours.status != SubscriptionStatus.CANCELED, ours.started_at
         )
     )  # fmt: skip
     if customer_id is not None:
@@ -108,6 +121,7 @@ def push(
         found = accounts(connection, customer_id=customer_id)
         customers = stripe_ids(connection, "customer", livemode=livemode)
         subscriptions = stripe_ids(connection, "subscription", livemode=livemode)
+        known_terms = mirrored_terms(connection, livemode=livemode)
     prices = Prices(client)
     done = []
     for account in found:
@@ -124,15 +138,29 @@ def push(
                 stripe_subscription = create_subscription(
                     client, engine, account, stripe_customer, prices, now, livemode=livemode
                 )
+            elif known_terms.get(stripe_subscription) == account.terms:
+                outcome = "unchanged"
             else:
-                outcome = _bring_in_line(client, account, stripe_subscription, prices)
-        except (InvalidRequestError, CardError) as refusal:
+                outcome = _bring_in_line(
+                    client, account, stripe_subscription, prices, known_terms.get(stripe_subscription)
+                )
+                if outcome != "unchanged":
+                    with engine.begin() as connection:
+                        remember_terms(connection, stripe_subscription, account.terms, livemode=livemode)
+        except (StripeError, LinkConflict) as refusal:
+            if is_of_everybody(refusal):
+                raise
             # What is wrong with one customer must not keep the others waiting.
             outcome, error = "refused", str(refusal)
         pushed = Pushed(account.customer_id, stripe_customer, stripe_subscription, outcome, error)
         done.append(pushed)
         on_progress(pushed)
     return done
+
+
+def is_of_everybody(error: Exception) -> bool:
+    """Whether Stripe would say the same of any other customer: it is away, or the key is wrong."""
+    return isinstance(error, APIConnectionError | AuthenticationError | PermissionError_ | RateLimitError)
 
 
 def create_customer(
@@ -151,7 +179,7 @@ def create_customer(
                 "email": account.email,
                 "metadata": {CUSTOMER_KEY: account.customer_id},
             },
-            {"idempotency_key": f"customer:{account.customer_id}"},
+            {"idempotency_key": f"customer:{account.customer_id}:{_digest(account.name, account.email)}"},
         )
         stripe_id = created.id
     with engine.begin() as connection:
@@ -176,6 +204,7 @@ def create_subscription(
     NotBootstrapped
         If the catalogue is not at Stripe yet.
     """
+    terms = None
     held = client.v1.subscriptions.list({"customer": stripe_customer, "status": "all", "limit": 100})
     for subscription in held.auto_paging_iter():
         if _ours(subscription, SUBSCRIPTION_KEY) == account.subscription_id:
@@ -191,12 +220,19 @@ def create_subscription(
             "payment_behavior": "allow_incomplete",
         }
         created = client.v1.subscriptions.create(
-            params, {"idempotency_key": f"subscription:{account.subscription_id}"}
+            params, {"idempotency_key": f"subscription:{account.subscription_id}:{_digest(str(params))}"}
         )
-        stripe_id = created.id
+        stripe_id, terms = created.id, account.terms
     with engine.begin() as connection:
         link(connection, "subscription", account.subscription_id, stripe_id, now, livemode=livemode)
+        if terms is not None:
+            remember_terms(connection, stripe_id, terms, livemode=livemode)
     return stripe_id
+
+
+def _digest(*texts: str) -> str:
+    """Part of an idempotency key: a request that has changed meanwhile is another one."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def subscription_terms(account: Account) -> dict[str, Any]:
@@ -224,18 +260,23 @@ def subscription_terms(account: Account) -> dict[str, Any]:
 
 
 def _bring_in_line(
-    client: StripeClient, account: Account, stripe_id: str, prices: Prices
+    client: StripeClient, account: Account, stripe_id: str, prices: Prices, known_terms: str | None
 ) -> Literal["changed", "canceled", "unchanged"]:
     found = client.v1.subscriptions.retrieve(stripe_id)
-    if found.status == "canceled":
+    if found.status in ("canceled", "incomplete_expired"):
         return "unchanged"
     if account.status == SubscriptionStatus.CANCELED:
         client.v1.subscriptions.cancel(stripe_id)
         return "canceled"
     wanted = prices.of_plan(account)
-    flat = next(item for item in found["items"].data if _is_flat(item))
+    flat = next((item for item in found["items"].data if _is_flat(item)), None)
+    if flat is None:
+        raise LinkConflict(f"subscription {stripe_id} has no price of a month at Stripe; add one there")
     if prices.is_same(flat.price, account):
         return "unchanged"
+    theirs = terms_text("", flat.price.unit_amount, flat.price.currency, is_ended=False)
+    if known_terms is not None and not known_terms.endswith(theirs):
+        return "unchanged"  # it was changed at Stripe since; the mirror brings that here first
     # What the days before and after the change cost is computed by our rule and posted as an item. The client
     # gives each call a key of its own: one of ours would let a change there and back be answered from memory.
     change: Any = {"items": [{"id": flat.id, **wanted}], "proration_behavior": "none"}

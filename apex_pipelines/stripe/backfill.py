@@ -96,9 +96,10 @@ def backfill(
     kinds = [kind for kind in OBJECT_TYPES.values() if types is None or kind.name in types]
     run = _Backfill(engine, client, reader, progress)
     with reading_alone(engine, livemode=reader.livemode):
-        run.note_newest_event(forget_old=again and types is None)
+        # In this order: killed between the two, what is unfinished is read anew.
         if again:
             run.forget(kinds)
+        run.note_newest_event(forget_old=again and types is None)
         for kind in kinds:
             run.read_type(kind)
     return run.report
@@ -210,6 +211,8 @@ class _Backfill:
         try:
             return self._reader.one(kind, object_id)
         except ObjectGone:
+            if not kind.can_vanish:
+                raise  # Stripe forgets none of these: the key is of another account
             return deleted_object(kind.name, object_id, asked_at)
 
     def _cursor(self, name: str) -> StripeCursor | None:

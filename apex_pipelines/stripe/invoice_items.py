@@ -18,8 +18,9 @@ from typing import Any
 import sqlalchemy as sa
 from clickhouse_connect.driver.client import Client
 from sqlalchemy.dialects.postgresql import insert
-from stripe import InvalidRequestError, StripeClient
+from stripe import InvalidRequestError, StripeClient, StripeError
 
+from apex_pipelines.stripe.accounts import is_of_everybody
 from apex_pipelines.stripe.links import stripe_ids
 from apex_pipelines.stripe.models import InvoiceLedgerEntry, SentState
 
@@ -233,7 +234,9 @@ def _post(
             "settled_at": now,
             "error_message": None,
         }
-    except InvalidRequestError as refusal:
+    except StripeError as refusal:
+        if is_of_everybody(refusal):
+            raise
         # What is wrong with one customer must not keep the others waiting.
         error = str(refusal)
         changes = {"error_message": error}

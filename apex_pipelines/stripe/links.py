@@ -105,3 +105,26 @@ def relink(
             where=StripeLink.stripe_id != stripe_id,
         )
     )
+
+
+def mirrored_terms(connection: sa.Connection, *, livemode: bool) -> dict[str, str]:
+    """By Stripe's id of a subscription, its terms there when they were read or set last."""
+    query = sa.select(StripeLink.stripe_id, StripeLink.mirrored_terms).where(
+        StripeLink.object == "subscription",
+        StripeLink.livemode == livemode,
+        StripeLink.mirrored_terms.is_not(None),
+    )
+    return {row.stripe_id: row.mirrored_terms for row in connection.execute(query)}
+
+
+def remember_terms(connection: sa.Connection, stripe_id: str, terms: str, *, livemode: bool) -> None:
+    """Write down a subscription's terms as they were just set at Stripe."""
+    connection.execute(
+        sa.update(StripeLink)
+        .where(
+            StripeLink.object == "subscription",
+            StripeLink.stripe_id == stripe_id,
+            StripeLink.livemode == livemode,
+        )
+        .values(mirrored_terms=terms)
+    )

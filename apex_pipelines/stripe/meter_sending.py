@@ -83,6 +83,8 @@ class Sending:
             outcomes.append(self._send_one(entry))
 
     def _send_one(self, entry: LedgerEntry) -> Outcome:
+        # A call without an answer may have arrived, in this run or in one before.
+        may_have_arrived = entry.first_sent_at is not None
         for seconds in (*_WAITS, None):
             try:
                 self._call(entry)
@@ -92,7 +94,11 @@ class Sending:
                     break
                 problem = describe(error)
                 if not is_transient(error):
-                    return Outcome(entry.id, SentState.REJECTED, problem)
+                    # To reject it would send it anew under another identifier, and count it twice.
+                    is_known_not_to_be_there = not may_have_arrived and self._refused is None
+                    state = SentState.REJECTED if is_known_not_to_be_there else SentState.PENDING
+                    return Outcome(entry.id, state, problem)
+                may_have_arrived = may_have_arrived or not isinstance(error, stripe.RateLimitError)
             else:
                 break
             if seconds is None or self._stop.is_set():

@@ -185,8 +185,14 @@ def plan_of(name: str | None) -> str | None:
 
 def terms(plan_type: str, told: StripeSubscription) -> str:
     """What of a subscription may be changed on either side, as one text to compare."""
-    end = "ended" if told.status is SubscriptionStatus.CANCELED else "open"
-    return f"{plan_type} {told.base_price_cents} {told.currency} {end}"
+    return terms_text(
+        plan_type, told.base_price_cents, told.currency, is_ended=told.status is SubscriptionStatus.CANCELED
+    )
+
+
+def terms_text(plan_type: str, base_price_cents: int, currency: str, *, is_ended: bool) -> str:
+    """As `terms`, of either side's values."""
+    return f"{plan_type} {base_price_cents} {currency} {'ended' if is_ended else 'open'}"
 
 
 def decide_status(

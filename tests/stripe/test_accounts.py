@@ -143,6 +143,51 @@ def test_a_cancellation_here_ends_it_there_once(
         assert set(stripe_ids(connection, "customer", livemode=False)) == {customer}
 
 
+def test_who_cancels_and_subscribes_again_has_one_open_subscription_there(
+    at_stripe: Sandbox, engine: sa.Engine, clock: ManualClock
+) -> None:
+    customer = sign_up(engine, clock, "indie")
+    [first] = run(at_stripe, engine, clock)
+    clock.advance(timedelta(days=1))
+    at_stripe.clock(clock.now())
+    with engine.begin() as connection:
+        cancel(connection, customer, clock.now())
+        new = NewSubscription(customer, "studio", clock.now(), trial=True)
+        subscribe(connection, new, clock.now())
+    assert [each.outcome for each in run(at_stripe, engine, clock)] == ["canceled", "created"]
+    held = at_stripe.client().v1.subscriptions.list({"status": "all", "limit": 100}).data
+    assert sorted(each.status for each in held) == ["canceled", "trialing"]
+    assert first.stripe_subscription_id in {each.id for each in held if each.status == "canceled"}
+    assert {each.outcome for each in run(at_stripe, engine, clock)} == {"unchanged"}
+
+
+def test_what_is_unchanged_is_not_asked_for_and_a_change_made_at_stripe_is_not_undone(
+    at_stripe: Sandbox, engine: sa.Engine, clock: ManualClock
+) -> None:
+    customer = sign_up(engine, clock, "indie")
+    [pushed] = run(at_stripe, engine, clock)
+    assert pushed.stripe_subscription_id is not None
+    client = at_stripe.client()
+    flat = next(
+        item
+        for item in _items(client, pushed.stripe_subscription_id)
+        if item.price.recurring.usage_type == "licensed"
+    )
+    studio = client.v1.prices.list({"lookup_keys": ["price:studio"]}).data[0]
+    client.v1.subscriptions.update(
+        pushed.stripe_subscription_id,
+        {"items": [{"id": flat.id, "price": studio.id}], "proration_behavior": "none"},
+    )
+    at_stripe.fault(path="/v1/subscriptions", status=500)
+    assert [each.outcome for each in run(at_stripe, engine, clock)] == ["unchanged"]
+    at_stripe.no_faults()
+    # Ours changes as well, before anybody has read what was changed there.
+    with engine.begin() as connection:
+        change_plan(connection, customer, "enterprise", clock.now())
+    assert [each.outcome for each in run(at_stripe, engine, clock)] == ["unchanged"]
+    assert studio.id in {item.price.id for item in _items(client, pushed.stripe_subscription_id)}
+
+
 def test_whom_stripe_refuses_keeps_nobody_else_waiting(
     at_stripe: Sandbox, engine: sa.Engine, clock: ManualClock
 ) -> None:

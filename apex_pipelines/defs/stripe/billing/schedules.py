@@ -5,6 +5,7 @@ from datetime import timedelta
 import dagster as dg
 
 from apex_pipelines.billing.store import periods_ended_since
+from apex_pipelines.defs.messaging.sensors import UNDER_WAY
 from apex_pipelines.defs.platform.resources import Stores
 from apex_pipelines.defs.stripe.keys import INVOICE_ITEMS, NO_KEY
 
@@ -24,10 +25,16 @@ stripe_month_end = dg.define_asset_job(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     execution_timezone="UTC",
 )
-def stripe_month_end_twice_an_hour(stores: Stores) -> dg.RunRequest | dg.SkipReason:
-    """Launches when a billing period has ended within the last hour."""
+def stripe_month_end_twice_an_hour(
+    context: dg.ScheduleEvaluationContext, stores: Stores
+) -> dg.RunRequest | dg.SkipReason:
+    """Launches when a billing period has ended within the last hour, one run at a time."""
     if stores.settings.stripe_secret_key is None:
         return dg.SkipReason(NO_KEY["skipped"])
     with stores.postgres() as engine, engine.connect() as connection:
         ended = periods_ended_since(connection, stores.now - _LOOK_BACK, stores.now)
-    return dg.RunRequest() if ended else dg.SkipReason("no billing period has ended within the last hour")
+    if not ended:
+        return dg.SkipReason("no billing period has ended within the last hour")
+    if context.instance.get_runs_count(dg.RunsFilter(job_name=stripe_month_end.name, statuses=UNDER_WAY)):
+        return dg.SkipReason("the run before is under way")
+    return dg.RunRequest()

@@ -7,7 +7,8 @@ with subscriptions as (
         subscription.local_subscription_id as subscription_id,
         customer.customer_id as customer_id,
         subscription.started_at as billed_from,
-        subscription.created_at as known_from
+        subscription.created_at as known_from,
+        assumeNotNull(subscription.currency) as currency
     from {{ ref('stg_stripe_subscriptions') }} as subscription
     inner join {{ ref('stg_stripe_customers') }} as customer
         on subscription.stripe_customer_id = customer.stripe_customer_id
@@ -23,7 +24,7 @@ customers as (
 
 ),
 
-due_lines as (
+charged_lines as (
 
     select
         line.customer_id as customer_id,
@@ -45,6 +46,37 @@ due_lines as (
             line.due_at > customer.billed_from,
             subscription.subscription_id != '' and line.period_start >= subscription.billed_from
         )
+
+),
+
+-- Use within what is included has no line, and may have had one that was posted: nothing is due any more.
+unused_lines as (
+
+    select
+        used.customer_id as customer_id,
+        used.subscription_id as subscription_id,
+        'overage' as line_type,
+        toString(used.metric_type) as metric_type,
+        used.period_start as period_start,
+        used.period_end as period_end,
+        toInt64(0) as due_cents,
+        subscription.known_from as known_from,
+        subscription.currency as currency
+    from {{ ref('usage_by_period') }} as used
+    inner join subscriptions as subscription on used.subscription_id = subscription.subscription_id
+    where
+        used.is_ended
+        and used.overage_quantity = 0
+        and used.included_quantity is not null
+        and used.period_start >= subscription.billed_from
+
+),
+
+due_lines as (
+
+    select * from charged_lines
+    union all
+    select * from unused_lines
 
 ),
 
